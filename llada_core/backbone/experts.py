@@ -1,0 +1,98 @@
+"""The mixture of experts: router, expert banks and the grouped product (contract section 3)."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .config import BackboneConfig
+
+
+class Router(nn.Module):
+    """Chooses experts for each token, all in float32: sigmoid scores, biased selection inside the best groups."""
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
+        self.expert_bias = nn.Parameter(torch.empty(config.num_experts))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """x [tokens, hidden] -> experts [tokens, k] int64 and their weights [tokens, k] float32."""
+        c = self.config
+        scores = F.linear(x.float(), self.weight.float()).sigmoid()
+        biased = (scores + self.expert_bias.float()).unflatten(-1, (c.n_group, -1))  # [tokens, group, expert]
+        group_scores = biased.topk(min(2, biased.shape[-1]), dim=-1).values.sum(-1)
+        best_groups = group_scores.topk(c.topk_group, dim=-1, sorted=False).indices
+        kept = torch.zeros_like(group_scores, dtype=torch.bool).scatter_(-1, best_groups, True)
+        biased = biased.masked_fill(~kept[..., None], float("-inf")).flatten(-2)
+        experts = biased.topk(c.num_experts_per_tok, dim=-1, sorted=False).indices
+        weights = scores.gather(-1, experts)
+        return experts, weights / (weights.sum(-1, keepdim=True) + 1e-20) * c.routed_scaling_factor
+
+
+class ExpertBank(nn.Module):
+    """One projection of all experts as a single tensor [experts, out, in].
+
+    A host that keeps weights off the card replaces this class with one whose `tensor_for` brings them there.
+    """
+
+    def __init__(self, experts: int, out_features: int, in_features: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(experts, out_features, in_features))
+
+    def tensor_for(self, x: torch.Tensor) -> torch.Tensor:
+        """The bank where x is and in x's dtype."""
+        return self.weight.to(device=x.device, dtype=x.dtype)
+
+
+class Experts(nn.Module):
+    """All routed experts of a layer: SiLU-gated MLPs with gate and up fused in one bank."""
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        hidden, inner = config.hidden_size, config.moe_intermediate_size
+        self.gate_up = ExpertBank(config.num_experts, 2 * inner, hidden)
+        self.down = ExpertBank(config.num_experts, hidden, inner)
+
+    def forward(self, x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """x [tokens, hidden], experts and weights [tokens, k] -> weighted sum [tokens, hidden] float32."""
+        tokens, k = experts.shape
+        flat = experts.flatten()
+        order = flat.argsort(stable=True)
+        counts = torch.bincount(flat, minlength=self.gate_up.weight.shape[0])
+        gate_up, down = self.gate_up.tensor_for(x), self.down.tensor_for(x)
+        rows = x[order // k]  # a row a (token, expert) pair, expert after expert
+        product = _grouped if can_group(gate_up) and can_group(down) else _looped
+        out = product(rows, gate_up, down, counts)
+        # Back to token order and a plain sum: adding in place would be in random order on a GPU.
+        pairs = torch.empty_like(out).index_copy_(0, order, out).unflatten(0, (tokens, k))
+        return (pairs.float() * weights[..., None]).sum(1)
+
+
+def can_group(bank: torch.Tensor) -> bool:
+    """Whether torch's grouped product takes this bank: bf16, rows of 16 bytes, a GPU that has the kernel."""
+    if not bank.is_cuda or bank.dtype != torch.bfloat16 or bank.shape[-1] % 8 or bank.shape[-2] % 8:
+        return False
+    return hasattr(torch, "_grouped_mm") and torch.cuda.get_device_capability(bank.device) >= (9, 0)
+
+
+def _gate(gate_up: torch.Tensor) -> torch.Tensor:
+    gate, up = gate_up.chunk(2, -1)
+    return F.silu(gate) * up
+
+
+def _grouped(rows: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    ends = counts.cumsum(0).to(torch.int32)
+    inner = _gate(torch._grouped_mm(rows, gate_up.transpose(1, 2), offs=ends))
+    return torch._grouped_mm(inner, down.transpose(1, 2), offs=ends)
+
+
+def _looped(rows: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    out = torch.empty_like(rows)
+    start = 0
+    for expert, count in enumerate(counts.tolist()):
+        if count:
+            part = slice(start, start + count)
+            out[part] = F.linear(_gate(F.linear(rows[part], gate_up[expert])), down[expert])
+            start += count
+    return out

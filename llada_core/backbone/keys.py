@@ -1,0 +1,44 @@
+"""Where each tensor of a checkpoint goes in our backbone, for every published form of the keys (contract section 2)."""
+
+import re
+
+import torch
+
+from ..checkpoint.component import Component
+from ..checkpoint.weights import Slot, TensorFiles, plan
+from .config import BackboneConfig
+from .model import Backbone
+
+_EXPERT = re.compile(r"(?P<mlp>.+\.mlp)\.experts\.(?:(?P<expert>\d+)\.)?(?P<kind>gate|up|down)_proj(?:\.weight)?")
+
+
+def open_backbone(files: TensorFiles, config: BackboneConfig, attention: str = "auto") -> Component:
+    """The backbone on the meta device, matched with its files. Raises CheckpointError as `plan` does."""
+    with torch.device("meta"):
+        module = Backbone(config, attention)
+    return Component(module, files, plan(module, files, lambda key: place(key, config)), keep_float32)
+
+
+def keep_float32(name: str) -> bool:
+    """The router works in float32, so its few weights stay there."""
+    return name.endswith((".gate.weight", ".expert_bias"))
+
+
+def place(key: str, config: BackboneConfig) -> Slot:
+    """Where a backbone tensor goes.
+
+    Takes per-expert and stacked experts, and the prefixes of the release (`model.`) and of its sibling
+    (`model.language_model.`, `model.lm_head.`). Gate and up share one bank: gate first.
+    """
+    name = key.removeprefix("model.").removeprefix("language_model.").removeprefix("model.")
+    match = _EXPERT.fullmatch(name)
+    if match is None:
+        return Slot(name)
+    rows = {
+        "gate": slice(0, config.moe_intermediate_size),
+        "up": slice(config.moe_intermediate_size, None),
+        "down": slice(None),
+    }[match["kind"]]
+    bank = "down" if match["kind"] == "down" else "gate_up"
+    expert = slice(None) if match["expert"] is None else int(match["expert"])
+    return Slot(f"{match['mlp']}.experts.{bank}.weight", (expert, rows))

@@ -1,0 +1,179 @@
+"""The backbone: a block-causal mixture-of-experts transformer (contract section 3)."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from . import attention
+from .cache import PrefixCache, PrunedPrefix
+from .config import BackboneConfig
+from .experts import Experts, Router
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm in float32, cast back, then times its weight."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(size))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., size] -> the same shape and dtype."""
+        return F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps).to(x.dtype) * self.weight
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with one fused projection, norms per head and half-turned RoPE."""
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        self.heads, self.kv_heads, self.dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        out = (self.heads + 2 * self.kv_heads) * self.dim
+        self.query_key_value = nn.Linear(config.hidden_size, out, bias=False)
+        self.dense = nn.Linear(self.heads * self.dim, config.hidden_size, bias=False)
+        self.query_layernorm = RMSNorm(self.dim, config.rms_norm_eps)
+        self.key_layernorm = RMSNorm(self.dim, config.rms_norm_eps)
+
+    def forward(self, x, rope, context, layer, start, mask, attend) -> torch.Tensor:
+        """x [rows, n, hidden] -> [rows, n, hidden]; keys and values go to and come from `context`."""
+        parts = self.query_key_value(x).unflatten(-1, (-1, self.dim)).transpose(1, 2)  # [rows, heads + 2 kv, n, dim]
+        q, k, v = parts.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+        q, k = turn(self.query_layernorm(q), *rope), turn(self.key_layernorm(k), *rope)
+        k, v = context.extend(layer, start, k, v)
+        return self.dense(attend(q, k, v, mask).transpose(1, 2).flatten(2))
+
+
+def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """RoPE, rotate-half form, over the first dimensions of each head: x [rows, heads, n, dim], cos [rows, 1, n, r]."""
+    size = cos.shape[-1]
+    turned, rest = x[..., :size], x[..., size:]
+    first, second = turned.chunk(2, -1)
+    return torch.cat((turned * cos + torch.cat((-second, first), -1) * sin, rest), -1)
+
+
+class MLP(nn.Module):
+    """SiLU-gated MLP: the dense layers and the shared experts."""
+
+    def __init__(self, hidden: int, inner: int):
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden, inner, bias=False)
+        self.up_proj = nn.Linear(hidden, inner, bias=False)
+        self.down_proj = nn.Linear(inner, hidden, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., hidden] -> [..., hidden]."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class MixtureOfExperts(nn.Module):
+    """Routed experts plus the shared one."""
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        self.gate = Router(config)
+        self.experts = Experts(config)
+        inner = config.moe_intermediate_size * config.num_shared_experts
+        self.shared_experts = MLP(config.hidden_size, inner)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [rows, n, hidden] -> [rows, n, hidden]."""
+        flat = x.flatten(0, 1)
+        routed = self.experts(flat, *self.gate(flat))
+        return routed.to(x.dtype).view_as(x) + self.shared_experts(x)
+
+
+class Layer(nn.Module):
+    """Pre-norm block."""
+
+    def __init__(self, config: BackboneConfig, index: int):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attention = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        if index < config.first_k_dense_replace:
+            self.mlp = MLP(config.hidden_size, config.intermediate_size)
+        else:
+            self.mlp = MixtureOfExperts(config)
+
+    def forward(self, x, *attention_arguments) -> torch.Tensor:
+        """x [rows, n, hidden] -> [rows, n, hidden]."""
+        x = x + self.attention(self.input_layernorm(x), *attention_arguments)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Backbone(nn.Module):
+    """LLaDA2.0-mini: predicts every position of a block from the block and all earlier ones.
+
+    Args:
+        config: sizes.
+        attention_kind: "auto", "sdpa", "flash_attention_2" or "eager".
+    """
+
+    def __init__(self, config: BackboneConfig, attention_kind: str = "auto"):
+        super().__init__()
+        self.config = config
+        self.attend = attention.choose(attention_kind)
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        context: PrefixCache | PrunedPrefix,
+        start: int,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Run n positions against a context that they are written to.
+
+        Args:
+            ids: int64 [rows, n].
+            positions: int64 [rows, n], for RoPE.
+            context: keys and values of the positions before `start`.
+            start: index in the context of the first of the n positions.
+            mask: bool [rows, 1, n or 1, m], True where a query sees one of the m keys; None sees all.
+
+        Returns:
+            Hidden states after the final norm [rows, n, hidden].
+        """
+        x = self.word_embeddings(ids)
+        rope = self._rope(positions, x.dtype)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, rope, context, index, start, mask, self.attend)
+        return self.norm(x)
+
+    def _rope(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        size = self.config.rotary_dim
+        exponents = torch.arange(0, size, 2, device=positions.device, dtype=torch.float32) / size
+        angles = positions[:, None, :, None].float() * self.config.rope_theta**-exponents
+        angles = torch.cat((angles, angles), -1)  # [rows, 1, n, size]
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def block_causal_mask(start: int, n: int, block_length: int, pads: torch.Tensor) -> torch.Tensor | None:
+    """Which of the keys 0...start + n the queries start...start + n see (contract sections 3 and 7).
+
+    Args:
+        start, n: the queries.
+        block_length: positions of a block, counted from position 0.
+        pads: int64 [rows], invisible positions at each row's left.
+
+    Returns:
+        bool [rows, 1, n or 1, start + n], or None where every query sees every key. A padding query sees other
+        padding: it must see something, and nobody sees it.
+    """
+    device = pads.device
+    query = torch.arange(start, start + n, device=device)
+    key = torch.arange(start + n, device=device)
+    one_block = start // block_length == (start + n - 1) // block_length
+    padded = bool(pads.any())
+    if one_block and not padded:
+        return None
+    if one_block and int(pads.max()) <= start:
+        return (key >= pads[:, None])[:, None, None]
+    mask = key // block_length <= query[:, None] // block_length
+    real = (key >= pads[:, None])[:, None] | (query < pads[:, None])[:, :, None]
+    return (mask & real)[:, None]

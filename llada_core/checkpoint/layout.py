@@ -1,0 +1,86 @@
+"""What lies where in a checkpoint folder, and what is missing (contract section 2)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import CheckpointError
+from .weights import TensorFiles, read_json
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+DOWNLOAD_COMMAND = "hf download inclusionAI/LLaDA2.0-Uni --local-dir <the checkpoint's folder>"
+
+# Part -> the files that make it up; of a tuple, any one. Everything else a checkpoint may lack and still open.
+_PARTS = {
+    "image_tokenizer": [
+        "image_tokenizer/config.json",
+        "image_tokenizer/preprocessor_config.json",
+        "image_tokenizer/image_tokenizer.safetensors",
+    ],
+    "sigvq": ["image_tokenizer/sigvq_embedding.pt"],
+    "decoder": ["decoder/config.json", ("decoder/decoder_model.safetensors", "decoder/model.safetensors")],
+    "decoder-turbo": [
+        "decoder-turbo/config.json",
+        ("decoder-turbo/decoder_model.safetensors", "decoder-turbo/model.safetensors"),
+    ],
+    "vae": ["vae/config.json", "vae/diffusion_pytorch_model.safetensors"],
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A checkpoint folder.
+
+    Attributes:
+        root: the folder.
+        missing: part -> the files it lacks, for parts that are not complete.
+    """
+
+    root: Path
+    missing: dict[str, list[str]]
+
+    @classmethod
+    def open(cls, root: Path) -> "Layout":
+        """Look at a folder. Raises CheckpointError where the backbone or its tokenizer is not there."""
+        root = Path(root)
+        for name in ("config.json", "tokenizer.json"):
+            if not (root / name).is_file():
+                remedy = f"Download the checkpoint: {DOWNLOAD_COMMAND}"
+                raise CheckpointError("checkpoint", f"no {name} in {root.name}", "a LLaDA2.0-Uni folder", remedy)
+        missing = {}
+        for part, files in _PARTS.items():
+            absent = [names for names in files if not any((root / n).is_file() for n in _options(names))]
+            if absent:
+                missing[part] = [_options(names)[0] for names in absent]
+        return cls(root, missing)
+
+    def require(self, part: str) -> Path:
+        """The folder of a part. Raises CheckpointError that names the files it lacks."""
+        if part in self.missing:
+            absent = ", ".join(self.missing[part])
+            remedy = f"This checkpoint has only some parts; complete it: {DOWNLOAD_COMMAND}"
+            raise CheckpointError(f"checkpoint {self.root.name}", f"no {absent}", f"the files of its {part}", remedy)
+        return self.root / Path(_options(_PARTS[part][0])[0]).parent
+
+    def has(self, part: str) -> bool:
+        """Whether all files of a part are there."""
+        return part not in self.missing
+
+    def backbone_files(self) -> TensorFiles:
+        """The backbone's shards, from the index or the single file. Raises CheckpointError where one is missing."""
+        index = self.root / INDEX
+        if index.is_file():
+            listed = read_json("backbone", index).get("weight_map")
+            if not isinstance(listed, dict) or not listed or not all(isinstance(n, str) for n in listed.values()):
+                raise CheckpointError(f"backbone: {INDEX}", "no weight_map", "tensor -> file", "Download it again.")
+            names = sorted(set(listed.values()))
+            outside = [name for name in names if Path(name).name != name]
+            if outside:
+                remedy = "Do not use this checkpoint: its index points outside its own folder."
+                raise CheckpointError(f"backbone: {INDEX}", repr(outside[0]), "file names of this folder", remedy)
+            return TensorFiles("backbone", [self.root / name for name in names], listed)
+        return TensorFiles("backbone", [self.root / SINGLE])
+
+
+def _options(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names

@@ -1,0 +1,378 @@
+"""LLaDAUni: open a checkpoint, then encode, generate, answer and decode. The engine's public API."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .backbone.attention import KINDS as ATTENTION_KINDS
+from .backbone.config import BackboneConfig
+from .backbone.experts import ExpertBank
+from .backbone.keys import open_backbone
+from .checkpoint.component import Component
+from .checkpoint.layout import Layout
+from .checkpoint.weights import read_json
+from .decoder.conditioning import CODES_KEY, open_embedder
+from .decoder.pixels import (
+    check_grid,
+    decode_latents,
+    decoder_working_bytes,
+    open_decoder,
+    open_vae,
+    sample_latents,
+    vae_working_bytes,
+)
+from .errors import CheckpointError, InputError
+from .libraries import without_partial_torchvision
+from .options import Decoding, Guidance, Sampling, Sprint
+from .palette import colours
+from .progress import Progress, ProgressCallback, report
+from .prompts import Vocabulary
+from .residence import PRECISIONS, OneDevice, Residence, Seat, WorkingBytes, weights_dtype
+from .sampling.interleave import Story, tell
+from .sampling.tasks import Job, Usage, for_editing
+from .tokens import PATCH, UPSAMPLING, ImageTokens
+from .vision.preprocess import Normalisation, PixelBudgets, prepare
+from .vision.siglip_vq import encode_working_bytes, open_siglip_vq
+
+__all__ = [
+    "ATTENTION_KINDS",
+    "PRECISIONS",
+    "Answer",
+    "Component",
+    "ExpertBank",
+    "Generation",
+    "LLaDAUni",
+    "OneDevice",
+    "Residence",
+    "Seat",
+    "Story",
+    "WorkingBytes",
+    "check_size",
+    "check_text",
+    "weights_dtype",
+]
+
+log = logging.getLogger(__name__)
+
+PIXELS = PATCH * UPSAMPLING  # output pixels of a token, each way
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A drawn image: its tokens, the plan where thinking was on ("" else), and what it took."""
+
+    tokens: ImageTokens
+    thinking: str
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A text about images, and what it took."""
+
+    text: str
+    usage: Usage
+
+
+class LLaDAUni:
+    """One LLaDA2.0-Uni checkpoint. Opening checks every file's header and reads no weights; parts load when needed.
+
+    Args:
+        folder: a checkpoint in the released layout, bf16 or FP8, whole or with some parts only.
+        residence: who loads parts and says where they sit; by default everything on the CPU in the files' own dtype.
+        attention: the backbone's kernel: "auto" (sdpa), "sdpa", "flash_attention_2" or "eager".
+
+    Raises:
+        CheckpointError: a file that is missing where its part is not missing whole, truncated, of other shapes, with
+            unknown or absent tensors; a tokenizer without a special token.
+        InputError: flash_attention_2 without its package.
+
+    Example:
+        >>> model = LLaDAUni("models/llada_uni/LLaDA2.0-Uni", OneDevice("cuda"))
+        >>> drawn = model.generate("a red fox in the snow", 1024, 1024)
+        >>> image = model.decode(drawn.tokens, Decoding(turbo=True))[0]  # float32 [1024, 1024, 3] in 0...1
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        residence: Residence | None = None,
+        attention: str = "auto",
+    ):
+        self.layout = Layout.open(Path(folder))
+        self.residence = residence or OneDevice()
+        self._palette: torch.Tensor | None = None
+        self.config = BackboneConfig.from_dict(read_json("backbone", self.layout.root / "config.json"))
+        tokenizer = self.layout.root / "tokenizer.json"
+        self.vocabulary = Vocabulary.open(tokenizer, self.config.image_token_offset, self.config.vocab_size)
+        self._components: dict[str, Component] = {
+            "backbone": open_backbone(self.layout.backbone_files(), self.config, attention)
+        }
+        with without_partial_torchvision():
+            self._open_pixel_parts()
+        for part, files in self.layout.missing.items():
+            log.info("checkpoint %s has no %s (%s)", self.layout.root.name, part, ", ".join(files))
+
+    def _open_pixel_parts(self) -> None:
+        """Match what goes between pixels and tokens with its files, as far as the checkpoint has it."""
+        if self.layout.has("image_tokenizer"):
+            folder = self.layout.require("image_tokenizer")
+            preprocessor = read_json("image_tokenizer", folder / "preprocessor_config.json")
+            self._budgets = PixelBudgets.from_config(preprocessor)
+            self._normalise = Normalisation.from_config(preprocessor)
+            self._components["image_tokenizer"] = open_siglip_vq(folder)
+            self._check_codebook(self._components["image_tokenizer"].module.codebook_size, "image_tokenizer")
+        if self.layout.has("sigvq"):
+            self._components["sigvq"] = open_embedder(self.layout.require("sigvq"))
+            embedder = self._components["sigvq"].module
+            self._check_codebook(embedder.codes.num_embeddings, "image_tokenizer/sigvq_embedding.pt")
+            for part in ("decoder", "decoder-turbo"):
+                if self.layout.has(part):
+                    self._components[part] = open_decoder(self.layout.require(part), embedder.outer.out_features)
+        if self.layout.has("vae"):
+            self._components["vae"] = open_vae(self.layout.require("vae"))
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of image codes."""
+        return self.vocabulary.codebook_size
+
+    @property
+    def components(self) -> dict[str, Component]:
+        """The parts this checkpoint has, by name."""
+        return dict(self._components)
+
+    def palette(self) -> torch.Tensor | None:
+        """A colour for each image code, uint8 [codes, 3], from its SigVQ embedding; None without that file.
+
+        Computed once and kept: 16,384 codes take a fraction of a second.
+        """
+        if self._palette is None and self.layout.has("sigvq"):
+            source = self._components["sigvq"].source
+            ((_, embedding),) = source.read([CODES_KEY])
+            self._palette = colours(embedding)
+        return self._palette
+
+    def encode(
+        self,
+        image: torch.Tensor,
+        purpose: str = "edit",
+        fit: str = "cover",
+        pixels: int = 0,
+        progress: ProgressCallback | None = None,
+    ) -> ImageTokens:
+        """Image to tokens with SigLIP-VQ (contract section 5).
+
+        Args:
+            image: float32 [batch, height, width, 3 or 4] in 0...1; alpha is composited over white.
+            purpose: "edit" (a reference to edit) or "understand" (a picture to question); they size it differently.
+            fit: "cover" resizes before the crop, "crop" only crops (what the reference implementation does).
+            pixels: budget of the area after resizing; 0 takes the checkpoint's.
+            progress: called after each image.
+
+        Returns:
+            As many grids as images. Several images share the smaller budget of the checkpoint.
+        """
+        self.layout.require("image_tokenizer")
+        if image.ndim != 4 or image.shape[0] == 0:
+            found = f"shape {list(image.shape)}"
+            raise InputError("image", found, "a batch [batch, height, width, channels]", "Connect at least one image.")
+        several = len(image) > 1
+        prepared = [self._normalise(prepare(one, purpose, fit, self._budgets, several, pixels)) for one in image]
+        largest = max(p.shape[-2] * p.shape[-1] for p in prepared)
+        grids = []
+        for done, picture in enumerate(prepared):
+            report(progress, Progress(done, len(prepared), "encode"))
+            seat = self._seat("image_tokenizer", lambda config, dtype: encode_working_bytes(largest, dtype, config))
+            grids.append(seat.module.encode(picture, seat.device, seat.dtype))
+        report(progress, Progress(len(prepared), len(prepared), "encode"))
+        return ImageTokens(tuple(grids), self.codebook_size)
+
+    def generate(
+        self,
+        prompt: str,
+        height: int = 1024,
+        width: int = 1024,
+        *,
+        references: ImageTokens | None = None,
+        thinking: bool = False,
+        sampling: Sampling | None = None,
+        guidance: Guidance | None = None,
+        sprint: Sprint | None = None,
+        seed: int = 0,
+        progress: ProgressCallback | None = None,
+    ) -> Generation:
+        """Draw an image, or edit references.
+
+        Args:
+            prompt: what to draw, or the instruction of the edit; not empty.
+            height, width: of the decoded picture in pixels, multiples of 32; not read with references, whose first
+                gives the size.
+            references: images to edit.
+            thinking: write a plan first; not with references.
+            sampling, guidance, sprint: options; guidance None is text 2, or 4 when editing.
+            seed: of the draws at temperature > 0.
+            progress: called after each round, stages "thinking" and "backbone".
+
+        Raises:
+            InputError: an empty prompt, a size that is no multiple of 32, more tokens than the context holds, tokens
+                of another codebook, thinking with references.
+        """
+        check_text("prompt", prompt)
+        job = self._job(sampling, sprint, seed, progress)
+        if references is not None:
+            if thinking:
+                remedy = "Turn thinking off, or disconnect the references."
+                raise InputError("thinking", "on, with references", "off when editing", remedy)
+            rows = self.vocabulary.edit(prompt, references)
+            tokens, usage = job.draw(rows, *references.sizes[0], for_editing(guidance))
+            return Generation(tokens, "", usage)
+        size = check_size(height, width)
+        guidance = guidance or Guidance()
+        rows = self.vocabulary.text_to_image(prompt, *size)
+        if not thinking:
+            tokens, usage = job.draw(rows, *size, guidance)
+            return Generation(tokens, "", usage)
+        plan, thought = job.think(prompt, *size)
+        rows, trace = self.vocabulary.after_thinking(prompt, plan, *size)
+        tokens, usage = job.draw(rows, *size, guidance)
+        return Generation(tokens, trace, thought + usage)
+
+    def answer(
+        self,
+        question: str,
+        images: ImageTokens | None = None,
+        *,
+        max_new_tokens: int = 2048,
+        sampling: Sampling | None = None,
+        sprint: Sprint | None = None,
+        seed: int = 0,
+        progress: ProgressCallback | None = None,
+    ) -> Answer:
+        """Answer a question about zero, one or several images.
+
+        Args:
+            question: not empty.
+            images: what it is about.
+            max_new_tokens: the longest answer, >= 1; shortened, with a log line, where the context ends earlier.
+            sampling, sprint, seed, progress: as in `generate`; stage "answer".
+        """
+        check_text("question", question)
+        if max_new_tokens < 1:
+            raise InputError("max_new_tokens", max_new_tokens, "at least 1", "2048 is the default.")
+        rows = self.vocabulary.understand(question, images)
+        return Answer(*self._job(sampling, sprint, seed, progress).answer(rows, max_new_tokens))
+
+    def interleave(
+        self,
+        instruction: str,
+        max_images: int = 4,
+        *,
+        references: ImageTokens | None = None,
+        sampling: Sampling | None = None,
+        guidance: Guidance | None = None,
+        seed: int = 0,
+        progress: ProgressCallback | None = None,
+    ) -> Story:
+        """Tell a story in text and images (contract section 8).
+
+        Args:
+            instruction: what to tell; not empty.
+            max_images: the story ends after so many, >= 1.
+            references: images to start from.
+            sampling: steps is of images; texts take thinking_steps and at most thinking_length tokens each.
+            guidance: image > 0 draws every image but the first as an edit of the one before it.
+            seed, progress: as in `generate`; stages "story" and "backbone".
+        """
+        check_text("instruction", instruction)
+        if max_images < 1:
+            raise InputError("max_images", max_images, "at least 1", "A story has one image or more.")
+        job = self._job(sampling, None, seed, progress)
+        return tell(job, instruction, references, max_images, guidance or Guidance())
+
+    def decode(
+        self, tokens: ImageTokens, decoding: Decoding | None = None, progress: ProgressCallback | None = None
+    ) -> list[torch.Tensor]:
+        """Tokens to pixels (contract section 10).
+
+        Args:
+            tokens: grids of this checkpoint's codebook.
+            decoding: decoder, rounds and seed; image i uses seed + i.
+            progress: called after each round, stages "decoder" and "pixels".
+
+        Returns:
+            A float32 [32 h, 32 w, 3] in 0...1 for each grid, on the CPU.
+        """
+        decoding = decoding or Decoding()
+        tokens = tokens.for_codebook(self.codebook_size)
+        part = "decoder-turbo" if decoding.turbo else "decoder"
+        for needed in ("sigvq", part, "vae"):
+            self.layout.require(needed)
+        for grid in tokens.grids:
+            check_grid(*grid.shape)
+        latents = []
+        for index, grid in enumerate(tokens.grids):
+            embedder = self._seat("sigvq").module
+            seat = self._seat(part, lambda config, dtype, size=grid.shape: decoder_working_bytes(*size, dtype, config))
+            callback = _shifted(progress, index, len(tokens.grids))
+            latents.append(
+                sample_latents(
+                    seat.module, embedder, grid, decoding, decoding.seed + index, seat.device, seat.dtype, callback
+                )
+            )
+        images = []
+        for index, (grid, latent) in enumerate(zip(tokens.grids, latents, strict=True)):
+            report(progress, Progress(index, len(latents), "pixels"))
+            seat = self._seat("vae", lambda config, dtype, size=grid.shape: vae_working_bytes(*size, dtype, config))
+            images.append(decode_latents(seat.module, latent, seat.device, seat.dtype)[0])
+        report(progress, Progress(len(latents), len(latents), "pixels"))
+        return images
+
+    def _seat(self, part: str, working_bytes: Callable[[Any, torch.dtype], int] = lambda config, dtype: 0) -> Seat:
+        """A part, ready to run. working_bytes: (the part's configuration, dtype of activations) -> bytes."""
+        component = self._components[part]
+        config = getattr(component.module, "config", None)
+        return self.residence.seat(part, component, lambda dtype: working_bytes(config, dtype))
+
+    def _job(self, sampling, sprint, seed: int, progress) -> Job:
+        return Job(
+            self.vocabulary,
+            self.config,
+            sampling or Sampling(),
+            sprint,
+            seed,
+            lambda working_bytes: self._seat("backbone", working_bytes),
+            progress,
+        )
+
+    def _check_codebook(self, size: int, part: str) -> None:
+        if size != self.codebook_size:
+            found, expected = f"{size} codes", f"the {self.codebook_size} image codes of config.json"
+            remedy = "The parts belong to different models; download the checkpoint again."
+            raise CheckpointError(part, found, expected, remedy)
+
+
+def check_size(height: int, width: int) -> tuple[int, int]:
+    """(height, width) in tokens of a picture's size in pixels. Raises InputError where one is no multiple of 32."""
+    for name, value in (("height", height), ("width", width)):
+        if value < PIXELS or value % PIXELS:
+            remedy = f"The nearest is {max(round(value / PIXELS), 1) * PIXELS}."
+            raise InputError(name, f"{value} pixels", f"a multiple of {PIXELS}", remedy)
+    return height // PIXELS, width // PIXELS
+
+
+def check_text(name: str, text: str) -> None:
+    """Raise InputError where a text that is needed is empty."""
+    if not text.strip():
+        raise InputError(name, "nothing", "a text", f"Write the {name}.")
+
+
+def _shifted(progress: ProgressCallback | None, index: int, count: int) -> ProgressCallback | None:
+    """Progress of image `index` of `count` as a part of the whole."""
+    if progress is None:
+        return None
+    return lambda p: progress(Progress(index * p.total + p.done, count * p.total, p.stage, p.preview))

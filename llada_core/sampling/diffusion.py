@@ -1,0 +1,196 @@
+"""The block loop: canvas, rounds, exact prefix cache (contract section 6; SPRINT's schedule, section 9)."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ..backbone.cache import PrefixCache, PrunedPrefix
+from ..backbone.model import Backbone, block_causal_mask
+from ..options import Guidance, Sampling, Sprint
+from .guidance import merge
+from .sprint import kept_positions, least_accepted, scores
+from .unmask import accept, predict, quota
+
+PREFILL = 1024  # positions of a prompt run at once: bounds the mask and the activations
+SCORED = 128  # positions whose full-vocabulary logits are held at once
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one call of `fill` may write.
+
+    Attributes:
+        count: positions to fill.
+        steps: rounds a block may take.
+        low, high: ids allowed, low <= id < high.
+        stops: ids that end the text where no mask stands before them; empty for an image body.
+    """
+
+    count: int
+    steps: int
+    low: int
+    high: int
+    stops: frozenset[int] = frozenset()
+
+
+@dataclass
+class Filled:
+    """What `fill` wrote: ids (the stop, if any, is the last of them) and the number of backbone rounds used."""
+
+    ids: list[int]
+    rounds: int
+    stopped: bool
+
+
+class Canvas:
+    """All guidance rows of one generation: ids, and the cache of finished blocks.
+
+    Rows of other lengths are left-padded with masks to the longest, so that all share block boundaries; the padding
+    is invisible and positions restart at 0 after it.
+
+    Args:
+        backbone: the model, its weights already where `device` computes.
+        prompts: token ids of each row, the conditional one first.
+        room: the most positions that will be generated.
+        mask_id: id of the mask token.
+        sampling: block_length, threshold and drawing.
+        guidance: scales; not read with one row.
+        sprint: None for plain sampling.
+        generator: CPU generator for temperature > 0.
+        device, dtype: of the computation.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        prompts: list[list[int]],
+        room: int,
+        mask_id: int,
+        sampling: Sampling,
+        guidance: Guidance | None = None,
+        sprint: Sprint | None = None,
+        generator: torch.Generator | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.backbone, self.mask_id, self.sampling = backbone, mask_id, sampling
+        self.guidance, self.sprint, self.generator = guidance, sprint, generator
+        self.block = sampling.block_length
+        self.length = max(map(len, prompts))  # positions that are final
+        self.cached = 0  # positions whose keys and values are final
+        capacity = -(-(self.length + room) // self.block) * self.block
+        padded = [[mask_id] * (self.length - len(p)) + p + [mask_id] * (capacity - self.length) for p in prompts]
+        self.ids = torch.tensor(padded, device=device)
+        self.pads = torch.tensor([self.length - len(p) for p in prompts], device=device)
+        self.positions = (torch.arange(capacity, device=device) - self.pads[:, None]).clamp_min(0)
+        rows = len(prompts)
+        self.cache = PrefixCache(backbone.config, rows, capacity, device, dtype, key_norms=sprint is not None)
+        self.confidence = torch.zeros(rows, capacity, device=device) if sprint else None
+
+    def fill(self, task: Task, on_round: Callable[["Canvas", int, int], None] | None = None) -> Filled:
+        """Write `task.count` ids, or text up to a stop.
+
+        Args:
+            task: what to write.
+            on_round: called after each round with the canvas, the index of the block among those of this task and
+                the rounds done in that block; an exception from it ends the work.
+
+        Returns:
+            The ids written. A canvas is filled once.
+        """
+        begin, target = self.length, self.length + task.count
+        rounds = 0
+        for index, start in enumerate(range(begin // self.block * self.block, target, self.block)):
+            for step in self._rounds(start, target, task):
+                rounds += 1
+                if on_round:
+                    on_round(self, index, step + 1)
+            end = self._end_of_text(start, target, task)
+            if end is not None:
+                return Filled(self.ids[0, begin:end].tolist(), rounds, True)
+            self.length = min(start + self.block, target)
+        return Filled(self.ids[0, begin:target].tolist(), rounds, False)
+
+    def _end_of_text(self, start: int, target: int, task: Task) -> int | None:
+        """Position after the first stop of the block at `start` that no mask stands before, if there is one."""
+        first = max(start, self.length)
+        ids = self.ids[0, first : min(start + self.block, target)].tolist() if task.stops else ()
+        for at, token in enumerate(ids, first):
+            if token in task.stops:
+                return at + 1
+            if token == self.mask_id:
+                return None
+        return None
+
+    def _rounds(self, start: int, target: int, task: Task) -> Iterator[int]:
+        """Rounds of the block at `start`, one a step, until no mask is left."""
+        window = self.ids[:, start : start + self.block]
+        to_fill = torch.arange(start, start + self.block, device=window.device) >= self.length  # not padding or prompt
+        pruned = None
+        for step in range(task.steps):
+            masked = to_fill & (window[0] == self.mask_id)
+            remaining = int(masked.sum())
+            if remaining == 0 or self._end_of_text(start, target, task):
+                return
+            if self.sprint and step == self.sprint.warmup:
+                self._catch_up(start)
+                pruned = self._prune(start)
+            hidden = self._forward(start, pruned)
+            logits = merge(self.backbone.lm_head(hidden).float(), self.guidance)[:, task.low : task.high]
+            kind = self.sprint.confidence if self.sprint else "low_confidence"
+            chosen, confidence = predict(logits, self.sampling, kind, self.generator)
+            if self.sprint:
+                threshold, least = self.sprint.threshold, least_accepted(remaining, task.steps - step)
+            else:
+                threshold, least = self.sampling.threshold, quota(step, task.steps, self.block)
+            fixed = accept(confidence, masked, threshold, least)
+            window.copy_(torch.where(fixed, chosen + task.low, window))
+            yield step
+
+    def _forward(self, start: int, pruned: tuple[PrunedPrefix, torch.Tensor | None] | None) -> torch.Tensor:
+        """Hidden states [rows, block, hidden] of the block at `start`."""
+        end = start + self.block
+        if pruned is None:
+            # What became final since the last call is run along with the block: its keys enter the cache for good.
+            self._catch_up(start, keep=PREFILL)
+            return self._run(self.cached, end)[:, -self.block :]
+        context, mask = pruned
+        part = slice(start, end)
+        return self.backbone(self.ids[:, part], self.positions[:, part], context, start, mask)
+
+    def _catch_up(self, start: int, keep: int = 0) -> None:
+        """Cache the final positions before `start`, but for the last `keep` where they can go along with a block."""
+        while self.cached < start - keep:
+            self._run(self.cached, min(start, self.cached + -(-PREFILL // self.block) * self.block))
+
+    def _run(self, begin: int, end: int) -> torch.Tensor:
+        """Run positions begin...end against the cache; those of blocks before the last masked one stay cached."""
+        mask = block_causal_mask(begin, end - begin, self.block, self.pads)
+        hidden = self.backbone(self.ids[:, begin:end], self.positions[:, begin:end], self.cache, begin, mask)
+        final = min(end, self.length // self.block * self.block)
+        if self.confidence is not None:
+            for at in range(begin, final, SCORED):
+                part = hidden[:, at - begin : min(at + SCORED, final) - begin]
+                self.confidence[:, at : at + part.shape[1]] = top_probability(self.backbone.lm_head(part))
+        self.cached = max(self.cached, final)
+        return hidden
+
+    def _prune(self, start: int) -> tuple[PrunedPrefix, torch.Tensor | None] | None:
+        visible = torch.arange(start, device=self.ids.device) >= self.pads[:, None]
+        score = scores(self.cache.key_norms[:, :start], self.confidence[:, :start], visible, self.sprint.alpha)
+        is_image = self.ids[:, :start] >= self.backbone.config.image_token_offset
+        kept = kept_positions(score, visible, is_image, self.sprint)
+        if kept is None:
+            return None
+        positions, real = kept
+        mask = None
+        if not bool(real.all()):
+            mask = torch.cat((real, real.new_ones(len(real), self.block)), -1)[:, None, None]
+        return PrunedPrefix(self.cache, positions, self.block), mask
+
+
+def top_probability(logits: torch.Tensor) -> torch.Tensor:
+    """Top-1 probability float32 [...] of logits [..., vocabulary]."""
+    logits = logits.float()
+    return (logits.amax(-1) - logits.logsumexp(-1)).exp()

@@ -1,0 +1,183 @@
+"""The tasks of the backbone: draw, edit, think before drawing, answer (contract sections 4, 6 and 7)."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..backbone.config import BackboneConfig
+from ..errors import InputError
+from ..options import Guidance, Sampling, Sprint
+from ..progress import Progress, ProgressCallback, TokenPreview, report
+from ..prompts import Rows, Vocabulary
+from ..residence import Seat
+from ..tokens import ImageTokens
+from .diffusion import PREFILL, SCORED, Canvas, Filled, Task
+from .guidance import guided_rows
+
+log = logging.getLogger(__name__)
+
+IMAGE_STEPS = 8  # rounds a block, by default: images
+TEXT_STEPS = 32  # and text
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a generation took: new tokens, backbone rounds, seconds."""
+
+    tokens: int
+    rounds: int
+    seconds: float
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(self.tokens + other.tokens, self.rounds + other.rounds, self.seconds + other.seconds)
+
+    def __str__(self) -> str:
+        speed = self.tokens / max(self.seconds, 1e-9)
+        return f"{self.tokens} tokens in {self.rounds} rounds, {self.seconds:.1f} s, {speed:.1f} tokens/s"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything the tasks share: vocabulary, sizes, options, how to get the backbone, whom to tell.
+
+    Attributes:
+        seat: how much working memory it takes (a function of configuration and dtype) -> the backbone, ready to run.
+        seed: of the draws at temperature > 0.
+    """
+
+    vocabulary: Vocabulary
+    config: BackboneConfig
+    sampling: Sampling
+    sprint: Sprint | None
+    seed: int
+    seat: Callable[[Callable[[BackboneConfig, torch.dtype], int]], Seat]
+    progress: ProgressCallback | None
+
+    def draw(self, rows: Rows, height: int, width: int, guidance: Guidance) -> tuple[ImageTokens, Usage]:
+        """The image of height x width tokens that follows the rows' headers."""
+        count = height * width
+        prompts = guided_rows(rows, guidance)
+        self.check_room(prompts, count, f"an image of {height} x {width} tokens")
+        task = Task(count, self.sampling.steps or IMAGE_STEPS, self.vocabulary.image_offset, self.vocabulary.vocab_size)
+
+        def preview(canvas: Canvas, begin: int):
+            def codes() -> TokenPreview:
+                ids = canvas.ids[0, begin : begin + count].cpu()
+                return TokenPreview((ids - task.low).clamp_min(-1).view(height, width))
+
+            return codes
+
+        filled, usage = self._run(prompts, task, guidance, "backbone", preview)
+        grid = torch.tensor(filled.ids).view(height, width) - task.low
+        return ImageTokens((grid,), self.vocabulary.codebook_size), usage
+
+    def think(self, prompt: str, height: int, width: int) -> tuple[list[int], Usage]:
+        """Phase 1 of thinking: the ids of the plan, up to and with the image header where one was written.
+
+        The plan leaves room in the context for an image of height x width tokens and its header.
+        """
+        stops = frozenset((self.vocabulary.boi, self.vocabulary.end))
+        thinking = self.vocabulary.thinking(prompt).conditional
+        image = len(self.vocabulary.header(height, width)) + height * width
+        self.check_room([thinking], image + 1, f"a plan and an image of {height} x {width} tokens")
+        most = min(self.sampling.thinking_length, self.room(thinking) - image)
+        ids, usage = self.write(thinking, most, self.sampling.thinking_steps, stops, "thinking")
+        return (ids[:-1] if ids[-1] == self.vocabulary.end else ids), usage
+
+    def answer(self, rows: Rows, max_new_tokens: int) -> tuple[str, Usage]:
+        """The text that follows a question."""
+        stops = frozenset((self.vocabulary.end,))
+        ids, usage = self.write(rows.conditional, max_new_tokens, self.sampling.steps or TEXT_STEPS, stops, "answer")
+        return self.vocabulary.decode(ids).strip(), usage
+
+    def room(self, prompt: list[int]) -> int:
+        """Tokens that still fit the context after a prompt."""
+        return self.config.max_position_embeddings - len(prompt)
+
+    def check_room(self, prompts: list[list[int]], count: int, what: str) -> None:
+        """Raise InputError where prompt and `count` new tokens do not fit the context."""
+        longest, room = max(map(len, prompts)), self.config.max_position_embeddings
+        if longest + count > room:
+            found = f"{longest} prompt tokens and {what}, {longest + count} in all"
+            remedy = "Choose a smaller size, fewer or smaller reference images, or a shorter prompt."
+            raise InputError("length", found, f"at most {room} tokens, the model's context", remedy)
+
+    def write(
+        self, prompt: list[int], most: int, steps: int, stops: frozenset[int], stage: str
+    ) -> tuple[list[int], Usage]:
+        """The ids of a text of at most `most` tokens after `prompt`, up to and with a stop."""
+        prompts = [prompt]
+        self.check_room(prompts, 1, "a text")
+        room = self.room(prompt)
+        if most > room:
+            log.info("%s: at most %d new tokens instead of %d, the rest of the context", stage, room, most)
+        task = Task(min(most, room), steps, 0, self.vocabulary.image_offset, stops)
+
+        def preview(canvas: Canvas, begin: int):
+            return lambda: self.vocabulary.decode(canvas.ids[0, begin : canvas.length].tolist())
+
+        filled, usage = self._run(prompts, task, None, stage, preview)
+        return filled.ids, usage
+
+    def _run(self, prompts, task: Task, guidance, stage: str, preview) -> tuple[Filled, Usage]:
+        longest = max(map(len, prompts))
+        length, block = longest + task.count, self.sampling.block_length
+        seat = self.seat(lambda c, dtype: working_bytes(c, len(prompts), length, dtype, block, self.sprint is not None))
+        generator = torch.Generator().manual_seed(self.seed % 2**64)  # stories count up from it
+        began = time.perf_counter()
+        canvas = Canvas(
+            seat.module,
+            prompts,
+            task.count,
+            self.vocabulary.mask,
+            self.sampling,
+            guidance,
+            self.sprint,
+            generator,
+            seat.device,
+            seat.dtype,
+        )
+        begin = canvas.length
+        blocks = -(-(begin + task.count) // canvas.block) - begin // canvas.block
+        show = preview(canvas, begin)
+
+        def on_round(_: Canvas, block: int, step: int) -> None:
+            report(self.progress, Progress(block * task.steps + step, blocks * task.steps, stage, show))
+
+        report(self.progress, Progress(0, blocks * task.steps, stage))
+        filled = canvas.fill(task, on_round)
+        report(self.progress, Progress(blocks * task.steps, blocks * task.steps, stage, show))
+        return filled, Usage(len(filled.ids), filled.rounds, time.perf_counter() - began)
+
+
+def working_bytes(
+    config: BackboneConfig, rows: int, length: int, dtype: torch.dtype, block_length: int = 32, sprint: bool = False
+) -> int:
+    """Memory that a generation needs besides the weights: the cache, a prompt chunk's activations, the logits.
+
+    Args:
+        config: sizes.
+        rows: guidance rows.
+        length: prompt and new tokens of the longest row.
+        dtype: of the activations.
+        block_length: positions whose logits are guided and softmaxed together.
+        sprint: the prefix is gathered into a copy, and finished positions are scored by their logits.
+    """
+    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * length * dtype.itemsize
+    run = min(length, PREFILL)
+    experts = config.num_experts_per_tok * (2 * config.hidden_size + 3 * config.moe_intermediate_size)
+    dense = 6 * config.hidden_size + 3 * config.intermediate_size
+    group = config.num_attention_heads // config.num_key_value_heads
+    mask = run * length * (1 + group * (1 + dtype.itemsize))  # once more for each query of a key, and as numbers
+    logits = (2 * rows + 3) * block_length  # as computed and in float32; three more of the guided ones
+    if sprint:
+        cache, logits = 2 * cache, max(logits, 3 * rows * SCORED)
+    return rows * (cache + run * dtype.itemsize * (2 * experts + dense) + mask) + 4 * logits * config.vocab_size
+
+
+def for_editing(guidance: Guidance | None) -> Guidance:
+    """The given guidance, or the defaults of editing: text 4, image 0 (contract section 6)."""
+    return guidance if guidance is not None else replace(Guidance(), text=4.0)

@@ -1,0 +1,76 @@
+"""Fixtures of the engine's tests. Test files are loaded one by one, so whatever they share is handed out here."""
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+from safetensors.torch import load_file, save_file
+
+from llada_core.engine import LLaDAUni
+from llada_core.prompts import Vocabulary
+
+settings.register_profile("engine", derandomize=True, deadline=None)
+settings.load_profile("engine")
+
+
+@pytest.fixture(scope="session")
+def oracle():
+    """The module oracle.py: the recompute-everything form of block diffusion."""
+    spec = importlib.util.spec_from_file_location("oracle", Path(__file__).with_name("oracle.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def tiny(oracle):
+    """A small random backbone; 95 is its mask, 96 its first image id."""
+    return oracle.tiny_backbone(seed=1)
+
+
+@pytest.fixture(scope="session")
+def model(golden_checkpoint) -> LLaDAUni:
+    """The golden checkpoint, opened once. Tests may use it, not change it."""
+    return LLaDAUni(golden_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def golden_backbone(model):
+    """The golden checkpoint's backbone with its weights."""
+    return model._seat("backbone").module
+
+
+@pytest.fixture(scope="session")
+def vocabulary(model) -> Vocabulary:
+    """The golden checkpoint's vocabulary."""
+    return model.vocabulary
+
+
+@pytest.fixture
+def rewrite() -> Callable:
+    """rewrite(folder, change): pass all backbone tensors of a checkpoint through `change` into one unindexed file."""
+
+    def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Path:
+        tensors = {}
+        for path in sorted(folder.glob("model*.safetensors")):
+            tensors |= load_file(path)
+            path.unlink()
+        (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+        save_file({key: value.contiguous() for key, value in change(tensors).items()}, folder / "model.safetensors")
+        return folder
+
+    return rewrite
+
+
+@pytest.fixture
+def edit_json() -> Callable:
+    """edit_json(path, change): pass a JSON file's value through `change`."""
+
+    def edit(path: Path, change: Callable) -> None:
+        path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+    return edit

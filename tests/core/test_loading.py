@@ -1,0 +1,244 @@
+"""Weights from files into modules: every published form of the keys, FP8, and checkpoints with some parts only."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llada_core.backbone.keys import open_backbone, place
+from llada_core.checkpoint import weights
+from llada_core.checkpoint.fp8 import dequantize, scale_shape
+from llada_core.checkpoint.layout import Layout
+from llada_core.engine import LLaDAUni
+from llada_core.errors import CheckpointError
+from llada_core.options import Decoding, Sampling
+from llada_core.tokens import ImageTokens
+
+GRID = ImageTokens((torch.arange(4).view(2, 2),), 256)
+
+
+def load_backbone(folder, config, dtype=torch.float32):
+    return open_backbone(Layout.open(folder).backbone_files(), config).load(dtype)
+
+
+def assert_same(found: torch.nn.Module, expected: torch.nn.Module) -> None:
+    found, expected = found.state_dict(), expected.state_dict()
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(found[name], expected[name]), name
+
+
+# Forms of the keys
+
+
+def stacked(tensors: dict, suffix: str = "") -> dict:
+    """Each expert bank as one tensor [experts, out, in]."""
+    rest = {key: value for key, value in tensors.items() if ".mlp.experts." not in key}
+    banks: dict[str, dict[int, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        if ".mlp.experts." in key:
+            stem, _, tail = key.partition(".experts.")
+            expert, kind, _ = tail.split(".")
+            banks.setdefault(f"{stem}.experts.{kind}{suffix}", {})[int(expert)] = value
+    return rest | {key: torch.stack([bank[e] for e in range(len(bank))]) for key, bank in banks.items()}
+
+
+def sibling(tensors: dict) -> dict:
+    """LLaDA-Image's names."""
+    names = {key: "model.language_model." + key.removeprefix("model.") for key in tensors}
+    names["lm_head.weight"] = "model.lm_head.weight"
+    return {names[key]: value for key, value in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: tensors,  # per expert, in one file without an index
+        stacked,
+        lambda tensors: stacked(tensors, ".weight"),
+        sibling,
+        lambda tensors: sibling(stacked(tensors)),
+    ],
+    ids=["single file", "stacked", "stacked with .weight", "sibling", "sibling stacked"],
+)
+def test_every_form_gives_the_same_module(change, checkpoint_copy, rewrite, golden_backbone):
+    rewrite(checkpoint_copy, change)
+    assert_same(load_backbone(checkpoint_copy, golden_backbone.config), golden_backbone)
+
+
+def test_small_maps_give_the_same_module(golden_checkpoint, golden_backbone, monkeypatch):
+    """A shard is mapped anew every REMAP_BYTES; here after every tensor."""
+    monkeypatch.setattr(weights, "REMAP_BYTES", 1)
+    assert_same(load_backbone(golden_checkpoint, golden_backbone.config), golden_backbone)
+
+
+def test_gate_comes_before_up_in_their_bank(golden_checkpoint, golden_backbone):
+    tensors = {}
+    for path in golden_checkpoint.glob("model-*.safetensors"):
+        tensors |= load_file(path)
+    bank = golden_backbone.layers[1].mlp.experts.gate_up.weight
+    for expert in range(golden_backbone.config.num_experts):
+        stem = f"model.layers.1.mlp.experts.{expert}."
+        gate, up = tensors[stem + "gate_proj.weight"], tensors[stem + "up_proj.weight"]
+        assert torch.equal(bank[expert], torch.cat((gate, up)))
+
+
+def test_shared_experts_and_dense_layers_are_not_taken_for_a_bank(golden_backbone):
+    for key in ("layers.0.mlp.up_proj.weight", "layers.1.mlp.shared_experts.up_proj.weight"):
+        assert place("model." + key, golden_backbone.config) == weights.Slot(key)
+
+
+def test_a_component_loads_in_the_dtype_asked_for_but_the_router(golden_checkpoint, golden_backbone):
+    component = open_backbone(Layout.open(golden_checkpoint).backbone_files(), golden_backbone.config)
+    assert component.dtype == torch.float32
+    module = component.load(torch.bfloat16)
+    float32 = {name for name, tensor in module.state_dict().items() if tensor.dtype == torch.float32}
+    assert float32 == {f"layers.{n}.mlp.gate.{leaf}" for n in (1, 2) for leaf in ("weight", "expert_bias")}
+    assert component.bytes(torch.bfloat16) == sum(t.nbytes for t in module.state_dict().values())
+    assert all(tensor.is_meta for tensor in component.module.state_dict().values()), "it can be loaded again"
+
+
+# FP8
+
+
+def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the FP8 release holds of a matrix: float8 values and a scale per 128 x 128 block."""
+    scale = torch.empty(scale_shape(weight.shape))
+    blocks = torch.empty_like(weight, dtype=torch.float8_e4m3fn)
+    for i in range(scale.shape[0]):
+        for j in range(scale.shape[1]):
+            part = (slice(128 * i, 128 * (i + 1)), slice(128 * j, 128 * (j + 1)))
+            scale[i, j] = weight[part].abs().max() / 448
+            blocks[part] = (weight[part] / scale[i, j]).to(torch.float8_e4m3fn)
+    return blocks, scale
+
+
+def fp8(tensors: dict) -> dict:
+    """The golden backbone as the FP8 release stores one: projections quantised, the rest as it was."""
+    out = {}
+    for key, value in tensors.items():
+        if (value.ndim == 2 and "_proj" in key) or (".attention." in key and value.ndim == 2):
+            out[key], out[key.removesuffix(".weight") + ".weight_scale_inv"] = quantize(value)
+        else:
+            out[key] = value
+    return out
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(200, 150), (128, 256), (1, 300), (129, 127)])
+def test_blocks_that_do_not_fill_the_matrix(rows, columns):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(rows, columns, generator=generator) * torch.rand(rows, 1, generator=generator) * 50
+    blocks, scale = quantize(weight)
+    assert scale.shape == (-(-rows // 128), -(-columns // 128))
+    found = dequantize(blocks, scale)
+    for i in range(rows):
+        expected = blocks[i].float() * scale[i // 128].repeat_interleave(128)[:columns]
+        assert torch.equal(found[i], expected)
+    assert (found - weight).norm() < 0.05 * weight.norm()
+
+
+def test_a_bank_of_blocks():
+    banks = [quantize(torch.randn(130, 140, generator=torch.Generator().manual_seed(seed))) for seed in range(3)]
+    values, scales = (torch.stack([part.float() for part in parts]) for parts in zip(*banks, strict=True))
+    found = dequantize(values.to(torch.float8_e4m3fn), scales)
+    for i, (blocks, scale) in enumerate(banks):
+        assert torch.equal(found[i], dequantize(blocks, scale))
+
+
+def test_fp8_release_is_its_dequantised_weights(checkpoint_copy, rewrite, golden_backbone):
+    rewrite(checkpoint_copy, fp8)
+    found = load_backbone(checkpoint_copy, golden_backbone.config)
+
+    def plain(tensors):
+        scales = {key: tensors.pop(key) for key in list(tensors) if key.endswith("_scale_inv")}
+        return {
+            k: dequantize(t, scales[k + "_scale_inv"]) if "float8" in str(t.dtype) else t for k, t in tensors.items()
+        }
+
+    rewrite(checkpoint_copy, plain)
+    assert_same(found, load_backbone(checkpoint_copy, golden_backbone.config))
+    quantised = 0
+    for name, weight in golden_backbone.state_dict().items():
+        error = ((found.state_dict()[name] - weight).norm() / weight.norm()).item()
+        assert error < 0.04, "three bits of mantissa"
+        quantised += error > 0
+    assert quantised == 3 * 2 + 3 + 2 * (2 + 3)  # attention, a dense MLP, and two banks and a shared MLP a layer
+
+
+def test_fp8_release_predicts_nearly_the_same(checkpoint_copy, rewrite, golden_backbone, oracle):
+    rewrite(checkpoint_copy, fp8)
+    at = torch.arange(64)
+    visible = (at[:, None] // 32 >= at // 32)[None]
+    ids = torch.randint(0, 704, (1, 64), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits, expected = (
+            backbone.lm_head(oracle.recomputing(backbone)(ids, at[None], visible)[0])
+            for backbone in (load_backbone(checkpoint_copy, golden_backbone.config), golden_backbone)
+        )
+    # Random routers flip at the least disturbance; weights without their scales would leave nothing alike.
+    assert torch.cosine_similarity(logits.flatten(), expected.flatten(), dim=0) > 0.9
+
+
+def test_fp8_release_loads_as_bfloat16_by_itself(checkpoint_copy, rewrite, golden_backbone):
+    def all_fp8(tensors):
+        return fp8({key: t if "_proj" in key else t.bfloat16() for key, t in tensors.items()})
+
+    rewrite(checkpoint_copy, all_fp8)
+    model = LLaDAUni(checkpoint_copy)
+    assert model.components["backbone"].dtype == torch.bfloat16
+    drawn = model.generate("fox", 64, 64, sampling=Sampling(steps=2))
+    assert drawn.tokens.sizes == [(2, 2)]
+
+
+# Checkpoints with some parts only
+
+
+def test_decoder_under_the_name_that_mirrors_use(checkpoint_copy, golden, golden_tensors):
+    for part in ("decoder", "decoder-turbo"):
+        (checkpoint_copy / part / "decoder_model.safetensors").rename(checkpoint_copy / part / "model.safetensors")
+    model = LLaDAUni(checkpoint_copy)
+    case = golden["decode_seeded"][0]
+    tokens = ImageTokens((torch.tensor(case["token_ids"]).view(case["h"], case["w"]),), 256)
+    (image,) = model.decode(tokens, Decoding(steps=case["steps"], seed=case["seed"]))
+    expected = golden_tensors[case["key"] + ".image"][0].permute(1, 2, 0)
+    assert (image - expected).norm() < 1e-3 * expected.norm()
+
+
+@pytest.fixture
+def understanding_only(checkpoint_copy):
+    """The backbone, the tokenizer and the vision tower: all that questions need."""
+    for part in ("decoder", "decoder-turbo", "vae"):
+        shutil.rmtree(checkpoint_copy / part)
+    (checkpoint_copy / "image_tokenizer" / "sigvq_embedding.pt").unlink()
+    return checkpoint_copy
+
+
+def test_understanding_only_checkpoint_answers(understanding_only, model):
+    small, image = LLaDAUni(understanding_only), torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    tokens = small.encode(image, "understand")
+    assert torch.equal(tokens.grids[0], model.encode(image, "understand").grids[0])
+    asked = {"max_new_tokens": 20, "sampling": Sampling(steps=2)}
+    assert small.answer("What?", tokens, **asked).text == model.answer("What?", tokens, **asked).text
+
+
+@pytest.mark.parametrize("turbo", [True, False])
+def test_decoding_without_a_decoder_names_the_missing_files(turbo, understanding_only):
+    model = LLaDAUni(understanding_only)
+    with pytest.raises(CheckpointError, match=r"no image_tokenizer/sigvq_embedding\.pt.*hf download"):
+        model.decode(GRID, Decoding(turbo=turbo))
+
+
+def test_one_missing_decoder_leaves_the_other(checkpoint_copy):
+    (checkpoint_copy / "decoder" / "decoder_model.safetensors").unlink()
+    model = LLaDAUni(checkpoint_copy)
+    with pytest.raises(CheckpointError, match=r"no decoder/decoder_model\.safetensors; expected the files of its dec"):
+        model.decode(GRID, Decoding(turbo=False, steps=2))
+    assert model.decode(GRID, Decoding(steps=1))[0].shape == (64, 64, 3)
+
+
+def test_encoding_without_a_vision_tower_names_its_files(checkpoint_copy):
+    (checkpoint_copy / "image_tokenizer" / "image_tokenizer.safetensors").unlink()
+    model = LLaDAUni(checkpoint_copy)
+    with pytest.raises(CheckpointError, match=r"no image_tokenizer/image_tokenizer\.safetensors"):
+        model.encode(torch.zeros(1, 64, 64, 3))

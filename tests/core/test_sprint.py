@@ -1,0 +1,201 @@
+"""SPRINT: what is kept of the prefix, how it is scored, and the schedule, against the oracle's full passes."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llada_core.options import Guidance, Sampling, Sprint
+from llada_core.sampling import diffusion
+from llada_core.sampling.diffusion import Canvas, Task, top_probability
+from llada_core.sampling.sprint import kept_positions, least_accepted, scores
+
+MASK, IMAGES, VOCABULARY = 95, 96, 160
+KINDS = ["low_confidence", "top_k_margin", "neg_entropy"]
+DRAW = Task(70, 5, IMAGES, VOCABULARY)
+EDIT = Guidance(2.0, 0.5, 0.7)
+
+
+def prompts_of(lengths: list[int], seed: int = 0) -> list[list[int]]:
+    """Prompts of text and image ids."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.randint(0, VOCABULARY - 1, (n,), generator=generator) for n in lengths]
+    return [(row + (row >= MASK)).tolist() for row in rows]
+
+
+@pytest.fixture(scope="module")
+def slow(oracle, tiny):
+    return oracle.Oracle(oracle.written_out(tiny), tiny, MASK)
+
+
+def fast(tiny, prompts, task, sprint, sampling=None, guidance=EDIT) -> tuple[Canvas, diffusion.Filled]:
+    canvas = Canvas(tiny, prompts, task.count, MASK, sampling or Sampling(), guidance, sprint)
+    return canvas, canvas.fill(task)
+
+
+# The whole run
+
+
+@settings(max_examples=40)
+@given(
+    lengths=st.lists(st.integers(1, 100), min_size=1, max_size=3),
+    block=st.integers(8, 48),
+    count=st.integers(1, 100),
+    steps=st.integers(1, 7),
+    text=st.sampled_from([None, 0.0, 0.3, 0.8, 1.0]),
+    image=st.sampled_from([None, 0.0, 0.5, 0.8, 1.0]),
+    warmup=st.integers(0, 2),
+    alpha=st.sampled_from([0.0, 0.5, 1.0]),
+    kind=st.sampled_from(KINDS),
+    threshold=st.sampled_from([0.2, 0.5, 0.93]),
+    seed=st.integers(0, 10**6),
+)
+def test_pruned_runs_equal_the_oracle(
+    lengths, block, count, steps, text, image, warmup, alpha, kind, threshold, seed, tiny, slow
+):
+    """Rounds over gathered prefixes equal full forwards with the hidden positions masked out, one to three rows."""
+    prompts, task = prompts_of(lengths, seed), Task(count, steps, IMAGES, VOCABULARY)
+    sprint = Sprint(0.6, text, image, threshold, warmup, alpha, kind)
+    sampling = Sampling(block_length=block)
+    _, filled = fast(tiny, prompts, task, sprint, sampling)
+    expected = slow.fill(prompts, task, sampling, EDIT, sprint)
+    assert filled.ids == expected.ids
+    assert filled.rounds == sum(expected.rounds)
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lengths", [[50], [40, 64, 30]])
+def test_ratios_of_one_equal_the_schedule_without_pruning(warmup, kind, lengths, tiny, slow):
+    sprint = Sprint(text_keep_ratio=1.0, image_keep_ratio=1.0, warmup=warmup, confidence=kind, threshold=0.5)
+    prompts = prompts_of(lengths)
+    _, filled = fast(tiny, prompts, DRAW, sprint)
+    expected = slow.fill(prompts, DRAW, Sampling(), EDIT, sprint, prune=False)
+    assert (filled.ids, filled.rounds) == (expected.ids, sum(expected.rounds))
+
+
+def test_pruning_changes_something(tiny, slow):
+    """So that the tests above compare runs that were pruned."""
+    prompts, sprint = prompts_of([80]), Sprint(text_keep_ratio=0.3, image_keep_ratio=0.3)
+    pruned = slow.fill(prompts, DRAW, Sampling(), EDIT, sprint)
+    assert pruned.ids != slow.fill(prompts, DRAW, Sampling(), EDIT, sprint, prune=False).ids
+
+
+@pytest.mark.parametrize("prefill", [16, 40])
+def test_scores_are_complete_when_a_prompt_goes_in_parts(prefill, tiny, slow, monkeypatch):
+    monkeypatch.setattr(diffusion, "PREFILL", prefill)
+    monkeypatch.setattr(diffusion, "SCORED", 24)
+    prompts, sprint = prompts_of([200, 150]), Sprint(text_keep_ratio=0.5, image_keep_ratio=0.5)
+    _, filled = fast(tiny, prompts, DRAW, sprint)
+    assert filled.ids == slow.fill(prompts, DRAW, Sampling(), EDIT, sprint).ids
+
+
+def test_text_stops_early_under_sprint(tiny, slow):
+    task = Task(90, 6, 0, IMAGES, frozenset(range(6)))
+    sprint = Sprint(text_keep_ratio=0.5, threshold=0.6)
+    for seed in range(5):
+        prompts = prompts_of([45], seed)
+        _, filled = fast(tiny, prompts, task, sprint)
+        assert filled.ids == slow.fill(prompts, task, Sampling(), EDIT, sprint).ids
+
+
+# Scores
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_stored_scores_equal_a_full_pass(alpha, tiny, slow):
+    """Norms and confidences stored when blocks were finished are those of a pass over everything at the end."""
+    prompts = prompts_of([40, 70, 55])
+    canvas, _ = fast(tiny, prompts, Task(90, 4, IMAGES, VOCABULARY), Sprint(text_keep_ratio=0.5))
+    start = 128  # the run ends at 160: its last block is never committed
+    assert canvas.cached >= start
+    at = torch.arange(start)
+    real = at >= canvas.pads[:, None]
+    visible = (at[:, None] // 32 >= at // 32) & (real[:, None] | torch.eye(start).bool())
+    expected = slow.scores(canvas.ids[:, :start], canvas.positions[:, :start], visible, real, alpha)
+    stored = scores(canvas.cache.key_norms[:, :start], canvas.confidence[:, :start], real, alpha)
+    assert torch.allclose(stored[real], expected[real], rtol=1e-4, atol=1e-5)
+
+
+def test_key_norms_are_relative_to_the_visible_mean():
+    norms = torch.tensor([[100.0, 1.0, 3.0]])  # the first position is padding and must not count
+    visible = torch.tensor([[False, True, True]])
+    score = scores(norms, torch.tensor([[0.0, 0.4, 0.8]]), visible, alpha=0.5)
+    assert score[0, 1:].tolist() == pytest.approx([0.5 * 0.5 + 0.5 * 0.4, 0.5 * 1.5 + 0.5 * 0.8])
+
+
+def test_top_probability_equals_softmax():
+    logits = torch.randn(5, 7, 90, generator=torch.Generator().manual_seed(0)) * 30
+    assert torch.allclose(top_probability(logits), logits.softmax(-1).amax(-1))
+
+
+# What is kept
+
+
+@given(
+    rows=st.integers(1, 3),
+    prefix=st.integers(1, 60),
+    text=st.sampled_from([None, 0.0, 0.1, 0.3, 0.7, 0.8, 1.0]),
+    image=st.sampled_from([None, 0.0, 0.2, 0.6, 0.8, 0.9, 1.0]),
+    seed=st.integers(0, 10**6),
+)
+def test_kept_counts_and_ranks(rows, prefix, text, image, seed):
+    generator = torch.Generator().manual_seed(seed)
+    score = torch.rand(rows, prefix, generator=generator)
+    visible = torch.arange(prefix) >= torch.randint(0, prefix, (rows, 1), generator=generator)
+    is_image = torch.rand(rows, prefix, generator=generator) < 0.5
+    sprint = Sprint(keep_ratio=0.5, text_keep_ratio=text, image_keep_ratio=image)
+    kept = kept_positions(score, visible, is_image, sprint)
+    flags = visible.clone()
+    if kept is not None:
+        positions, real = kept
+        flags = torch.zeros_like(visible)
+        for row in range(rows):
+            chosen = positions[row][real[row]].tolist()
+            assert chosen == sorted(set(chosen)), "in order, none twice: the cache is gathered with them"
+            flags[row, chosen] = True
+    assert not bool((flags & ~visible).any())
+    for ratio, images in ((text, False), (image, True)):
+        percent = round(100 * (0.5 if ratio is None else ratio))
+        for row in range(rows):
+            group = visible[row] & (is_image[row] == images)
+            inside, outside = score[row][group & flags[row]], score[row][group & ~flags[row]]
+            assert len(inside) == int(group.sum()) * percent // 100, "the floor, without binary rounding"
+            assert not len(inside) or not len(outside) or inside.min() > outside.max()
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 2])
+def test_only_rounds_after_the_warmup_see_less(warmup, tiny, monkeypatch):
+    """A round over the pruned prefix attends to block + kept keys, any other to everything before the block's end."""
+    seen = []
+    attend = tiny.attend
+    monkeypatch.setattr(tiny, "attend", lambda q, k, v, mask: seen.append(k.shape[2]) or attend(q, k, v, mask))
+    sprint = Sprint(text_keep_ratio=0.5, image_keep_ratio=0.5, warmup=warmup, threshold=1.0)
+    prompts = [list(range(64))]  # text alone: 32 of 64 are kept
+    fast(tiny, prompts, Task(32, 4, IMAGES, VOCABULARY), sprint)
+    by_round = seen[:: len(tiny.layers)]
+    first_pass_over_prefix = [64] * (warmup == 0)  # there is no full round to fill the cache
+    assert by_round == first_pass_over_prefix + [96] * warmup + [64] * (4 - warmup)
+
+
+# The schedule
+
+
+@given(st.integers(1, 200), st.integers(1, 40))
+def test_least_accepted_finishes_in_time_and_evenly(remaining, steps):
+    counts = []
+    for left in range(steps, 0, -1):
+        counts.append(least_accepted(remaining - sum(counts), left))
+        assert counts[-1] == math.ceil((remaining - sum(counts[:-1])) / left)
+    assert sum(counts) == remaining
+    assert max(counts) - min(counts) <= 1
+
+
+def test_schedule_counts_what_is_left_not_the_block(tiny):
+    """20 masks over 5 rounds at an unreachable threshold: 4 a round, where plain sampling would accept 6 or 7."""
+    left = []
+    canvas = Canvas(tiny, prompts_of([44]), 20, MASK, Sampling(), None, Sprint(threshold=1.0))
+    canvas.fill(Task(20, 5, IMAGES, VOCABULARY), lambda c, block, done: left.append(int((c.ids[0] == MASK).sum())))
+    assert left == [16, 12, 8, 4, 0]
