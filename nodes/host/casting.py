@@ -1,0 +1,90 @@
+"""Partial loading: modules whose weights the host may keep off the card and bring there for each use.
+
+Modules are built by the engine or by a library, plain, and adopted here by exchanging their class. So neither needs
+to know the host, and the large weights of every component can stay in main memory where the card is small.
+"""
+
+import comfy.ops
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ...llada_core.engine import ExpertBank
+
+# A host without this class never loads a model in part, and nothing needs adopting.
+_Castable = getattr(comfy.ops, "CastWeightBiasOp", None)
+
+
+def _away(module) -> bool:
+    """Whether the host keeps this module's weights off the device, or patches them on the way."""
+    return module.comfy_cast_weights or len(module.weight_function) > 0 or len(module.bias_function) > 0
+
+
+def _bring(module, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
+    return comfy.ops.cast_bias_weight(module, device=device, dtype=dtype, bias_dtype=dtype)
+
+
+class CastLinear(nn.Linear, _Castable or object):
+    """nn.Linear with weights that may be away."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., in] -> [..., out]."""
+        return F.linear(x, *_bring(self, x.device, x.dtype)) if _away(self) else super().forward(x)
+
+
+class CastConv2d(nn.Conv2d, _Castable or object):
+    """nn.Conv2d with weights that may be away."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [batch, in, h, w] -> [batch, out, h', w']."""
+        return self._conv_forward(x, *_bring(self, x.device, x.dtype)) if _away(self) else super().forward(x)
+
+
+class CastEmbedding(nn.Embedding, _Castable or object):
+    """nn.Embedding with weights that may be away."""
+
+    bias = None
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids int64 [...] -> [..., width]."""
+        if not _away(self):
+            return super().forward(ids)
+        return F.embedding(ids, _bring(self, ids.device, self.weight.dtype)[0])
+
+
+class CastExpertBank(ExpertBank, _Castable or object):
+    """The engine's expert bank with weights that may be away."""
+
+    bias = None
+
+    def tensor_for(self, x: torch.Tensor) -> torch.Tensor:
+        """The bank [experts, out, in] where x is and in x's dtype."""
+        return _bring(self, x.device, x.dtype)[0] if _away(self) else super().tensor_for(x)
+
+
+_ADOPTED = {nn.Linear: CastLinear, nn.Conv2d: CastConv2d, nn.Embedding: CastEmbedding, ExpertBank: CastExpertBank}
+
+
+def adopt(module: nn.Module) -> nn.Module:
+    """Make every large layer of a component one that the host can keep off the card; returns the same module."""
+    if _Castable is not None:
+        for layer in module.modules():
+            if type(layer) in _ADOPTED:
+                layer.__class__ = _ADOPTED[type(layer)]
+    return module
+
+
+def settle(module: nn.Module, device: torch.device) -> None:
+    """Bring to the device what the host passes over when it loads in part: norms, biases of their own, buffers.
+
+    These are small; the host leaves them where they are if they do not fit or hang on a module with children.
+    """
+    for layer in module.modules():
+        if isinstance(layer, tuple(_ADOPTED.values())):
+            continue
+        for name, parameter in layer.named_parameters(recurse=False):
+            if parameter.device != device:
+                setattr(layer, name, nn.Parameter(parameter.to(device), requires_grad=False))
+        for name, buffer in layer.named_buffers(recurse=False):
+            if buffer.device != device:
+                setattr(layer, name, buffer.to(device))

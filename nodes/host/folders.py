@@ -1,0 +1,91 @@
+"""Where checkpoints and token files lie. Only what is listed here can be opened."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import folder_paths
+
+from ...llada_core.errors import InputError
+
+CHECKPOINTS = "llada_uni"
+TOKEN_SUFFIX = ".safetensors"
+_OUTPUT = " [output]"  # the host's own way to mark files of its output folder
+
+folder_paths.add_model_folder_path(CHECKPOINTS, os.path.join(folder_paths.models_dir, CHECKPOINTS))
+
+
+def checkpoint_names() -> list[str]:
+    """Every folder at any depth under the host's llada_uni folders that holds config.json and tokenizer.json."""
+    return sorted(_checkpoints())
+
+
+def checkpoint_path(name: str) -> Path:
+    """The folder of a listed checkpoint. Raises InputError for any other name."""
+    found = _checkpoints()
+    if name not in found:
+        places = ", ".join(folder_paths.get_folder_paths(CHECKPOINTS))
+        expected = f"one of {', '.join(sorted(found)) or 'the folders (there are none)'}"
+        raise InputError("checkpoint", repr(name), expected, f"Put the checkpoint's folder into {places}.")
+    return found[name]
+
+
+def _checkpoints() -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for base in folder_paths.get_folder_paths(CHECKPOINTS):
+        for path in _checkpoint_folders(Path(base)):
+            relative = path.relative_to(base).as_posix()
+            found.setdefault(path.name if relative == "." else relative, path)
+    return found
+
+
+def _checkpoint_folders(base: Path) -> Iterator[Path]:
+    seen = set()  # links may lead in circles
+    for root, folders, files in os.walk(base, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen or {"config.json", "tokenizer.json"} <= set(files):
+            folders.clear()
+        if real not in seen and {"config.json", "tokenizer.json"} <= set(files):
+            yield Path(root)
+        seen.add(real)
+
+
+def fingerprint(path: Path) -> str:
+    """A text that changes when a file at or under `path` is written anew."""
+    files = sorted(p for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file())
+    return repr([(p.relative_to(path).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in files])
+
+
+def token_file_names() -> list[str]:
+    """Token files of the input folder, then of the output folder, the latter marked as the host marks them."""
+    return sorted(_token_files())
+
+
+def token_file(name: str) -> Path:
+    """The path of a listed token file. Raises InputError for any other name."""
+    found = _token_files()
+    if name not in found:
+        expected = "a .safetensors file of the input or output folder"
+        raise InputError("file", repr(name), expected, "Save tokens first, or put the file into the input folder.")
+    return found[name]
+
+
+def _token_files() -> dict[str, Path]:
+    places = (("", folder_paths.get_input_directory()), (_OUTPUT, folder_paths.get_output_directory()))
+    return {
+        path.relative_to(base).as_posix() + mark: path
+        for mark, base in places
+        for path in Path(base).rglob(f"*{TOKEN_SUFFIX}")
+        if path.is_file()
+    }
+
+
+def next_token_file(prefix: str) -> tuple[Path, str]:
+    """The next free path for a prefix in the output folder, and its name relative to that folder.
+
+    Raises whatever the host raises for a prefix that leaves the output folder.
+    """
+    base = folder_paths.get_output_directory()
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, base)
+    file = f"{name}_{counter:05}_{TOKEN_SUFFIX}"
+    return Path(folder) / file, (Path(subfolder) / file).as_posix()

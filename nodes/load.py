@@ -1,0 +1,55 @@
+"""Load LLaDA-Uni."""
+
+from comfy_api.latest import io
+
+from ..llada_core.engine import ATTENTION_KINDS, PRECISIONS, LLaDAUni
+from . import host
+from .types import CATEGORY, Model
+
+
+class Loader(io.ComfyNode):
+    """Load LLaDA-Uni."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Id, inputs and outputs; the host reads this."""
+        return io.Schema(
+            node_id="LLaDAUniLoader",
+            display_name="Load LLaDA-Uni",
+            category=CATEGORY,
+            description="Opens a LLaDA2.0-Uni checkpoint. Every file is checked at once; weights are read when a node "
+            "first needs them.",
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=host.checkpoint_names(),
+                    tooltip="A folder under models/llada_uni that holds config.json and tokenizer.json.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=list(PRECISIONS),
+                    default="auto",
+                    tooltip="Type of the weights in memory. auto: as stored where the device computes in it, else the "
+                    "nearest that it does.",
+                ),
+                io.Combo.Input(
+                    "attention",
+                    options=list(ATTENTION_KINDS),
+                    default="auto",
+                    tooltip="Attention of the backbone. auto is sdpa, which needs nothing. flash_attention_2 needs the "
+                    "flash-attn package. eager is the plain formula, for comparing.",
+                ),
+            ],
+            outputs=[Model.Output(display_name="model", tooltip="For every other LLaDA-Uni node.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str, **_) -> str:
+        """Changes when a file of the checkpoint does, so that a repaired checkpoint is opened again."""
+        return host.fingerprint(host.checkpoint_path(checkpoint))
+
+    @classmethod
+    def execute(cls, checkpoint: str, precision: str, attention: str) -> io.NodeOutput:
+        """Open the checkpoint; its parts will live under the host's memory management."""
+        residence = host.HostResidence(precision)
+        return io.NodeOutput(LLaDAUni(host.checkpoint_path(checkpoint), residence, attention))

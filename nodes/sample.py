@@ -1,0 +1,130 @@
+"""Diffusion-LLM Sample."""
+
+import logging
+from dataclasses import replace
+
+from comfy_api.latest import io
+
+from ..llada_core.engine import check_size, check_text
+from . import host
+from .options import SamplingChoice
+from .types import CATEGORY, Tokens, complaint, model_input, sampling_input, seed_input, sprint_input, tokens_input
+
+log = logging.getLogger(__name__)
+
+
+class Sample(io.ComfyNode):
+    """Diffusion-LLM Sample."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Id, inputs and outputs; the host reads this."""
+        return io.Schema(
+            node_id="LLaDAUniSample",
+            display_name="Diffusion-LLM Sample",
+            category=CATEGORY,
+            description="Writes image tokens from a prompt, block by block. With references connected it edits them.",
+            inputs=[
+                model_input(),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="What to draw; with references, what to change.",
+                ),
+                io.Int.Input(
+                    "width",
+                    default=1024,
+                    min=32,
+                    max=8192,
+                    step=32,
+                    tooltip="Width of the decoded picture in pixels. Not used with references.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=1024,
+                    min=32,
+                    max=8192,
+                    step=32,
+                    tooltip="Height of the decoded picture in pixels. Not used with references.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=8,
+                    min=1,
+                    max=1024,
+                    tooltip="Rounds a block may take.",
+                ),
+                io.Float.Input(
+                    "guidance",
+                    default=2.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="How strongly to follow the prompt. 2 for drawing, 4 for editing; 1 turns it off and "
+                    "halves the work.",
+                ),
+                seed_input("Draws at a temperature above 0 (Sampling Options). At temperature 0 it changes nothing."),
+                io.Boolean.Input(
+                    "thinking",
+                    default=False,
+                    tooltip="Plan the picture in words first. Slower, better at prompts that need knowledge.",
+                ),
+                tokens_input(
+                    "references",
+                    "Images to edit, from SigLIP-VQ Encode (purpose edit). The first gives the size of the result.",
+                    optional=True,
+                ),
+                sampling_input(),
+                sprint_input(),
+            ],
+            outputs=[
+                Tokens.Output(display_name="tokens", tooltip="The drawn image, for Semantic-Token Decode."),
+                io.String.Output(display_name="thinking", tooltip="The plan, when thinking is on."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, prompt=None, width=None, height=None) -> bool | str:
+        """Refuse an empty prompt and impossible sizes before anything runs; linked values are checked when known."""
+
+        def check():
+            if prompt is not None:
+                check_text("prompt", prompt)
+            if width is not None and height is not None:
+                check_size(height, width)
+
+        return complaint(check)
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        prompt: str,
+        width: int,
+        height: int,
+        steps: int,
+        guidance: float,
+        seed: int,
+        thinking: bool,
+        references=None,
+        sampling: SamplingChoice | None = None,
+        sprint=None,
+    ) -> io.NodeOutput:
+        """Draw or edit."""
+        choice = sampling or SamplingChoice()
+        drawn = model.generate(
+            prompt,
+            height,
+            width,
+            references=references,
+            thinking=thinking,
+            sampling=replace(choice.sampling, steps=steps),
+            guidance=choice.guidance(guidance),
+            sprint=sprint,
+            seed=seed,
+            progress=host.Reporter(cls.hidden, model),
+        )
+        log.info("LLaDA-Uni sample: %s", drawn.usage)
+        return io.NodeOutput(drawn.tokens, drawn.thinking)

@@ -1,0 +1,96 @@
+"""Save, Load and Join Image Tokens."""
+
+from comfy_api.latest import io
+
+from ..llada_core.tokens import join, load_tokens, save_tokens
+from . import host
+from .types import CATEGORY, Tokens, tokens_input
+
+
+class JoinTokens(io.ComfyNode):
+    """Join Image Tokens."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Id, inputs and outputs; the host reads this."""
+        return io.Schema(
+            node_id="LLaDAUniJoinTokens",
+            display_name="Join Image Tokens",
+            category=CATEGORY,
+            description="Puts images in a row: several references for an edit, several pictures for a question.",
+            inputs=[
+                tokens_input("tokens_1", "The first images; the first of all gives an edit its size."),
+                tokens_input("tokens_2", "The images after those."),
+                tokens_input("tokens_3", "More images.", optional=True),
+                tokens_input("tokens_4", "More images.", optional=True),
+            ],
+            outputs=[Tokens.Output(display_name="tokens", tooltip="All images, in order.")],
+        )
+
+    @classmethod
+    def execute(cls, tokens_1, tokens_2, tokens_3=None, tokens_4=None) -> io.NodeOutput:
+        """Join what is connected."""
+        return io.NodeOutput(join([part for part in (tokens_1, tokens_2, tokens_3, tokens_4) if part is not None]))
+
+
+class SaveTokens(io.ComfyNode):
+    """Save Image Tokens."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Id, inputs and outputs; the host reads this."""
+        return io.Schema(
+            node_id="LLaDAUniSaveTokens",
+            display_name="Save Image Tokens",
+            category=CATEGORY,
+            description="Writes image tokens to a small safetensors file in the output folder.",
+            inputs=[
+                tokens_input("tokens", "What to save."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="tokens/llada",
+                    tooltip="Start of the file name; a slash makes a folder inside the output folder.",
+                ),
+            ],
+            outputs=[Tokens.Output(display_name="tokens", tooltip="The same tokens.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, tokens, filename_prefix: str) -> io.NodeOutput:
+        """Write the next free file of that prefix."""
+        path, label = host.next_token_file(filename_prefix)
+        save_tokens(tokens, path)
+        return io.NodeOutput(tokens, ui={"text": [label]})
+
+
+class LoadTokens(io.ComfyNode):
+    """Load Image Tokens."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Id, inputs and outputs; the host reads this."""
+        return io.Schema(
+            node_id="LLaDAUniLoadTokens",
+            display_name="Load Image Tokens",
+            category=CATEGORY,
+            description="Reads image tokens from a file in the input or output folder.",
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=host.token_file_names(),
+                    tooltip="A file of Save Image Tokens; [output] marks those of the output folder.",
+                ),
+            ],
+            outputs=[Tokens.Output(display_name="tokens", tooltip="The images of the file.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str) -> str:
+        """Changes with the file."""
+        return host.fingerprint(host.token_file(file))
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        """Read the file."""
+        return io.NodeOutput(load_tokens(host.token_file(file)))

@@ -1,0 +1,51 @@
+"""The socket types, and what several nodes share of their inputs."""
+
+from collections.abc import Callable
+from typing import Any
+
+from comfy_api.latest import io
+
+CATEGORY = "LLaDA-Uni"
+
+Model = io.Custom("LLADA_UNI")
+Tokens = io.Custom("LLADA_TOKENS")
+SamplingOptions = io.Custom("LLADA_SAMPLING")
+SprintOptions = io.Custom("LLADA_SPRINT")
+
+MODEL_TIP = "A checkpoint from Load LLaDA-Uni."
+SPRINT_TIP = "SPRINT Options: fewer rounds by looking at less of what came before. Leave empty for plain sampling."
+SAMPLING_TIP = "Sampling Options. Leave empty for the model's defaults."
+
+
+def model_input() -> io.Input:
+    """The socket that takes a loaded checkpoint."""
+    return Model.Input("model", tooltip=MODEL_TIP)
+
+
+def tokens_input(name: str, tooltip: str, optional: bool = False) -> io.Input:
+    """A socket that takes image tokens."""
+    return Tokens.Input(name, optional=optional, tooltip=tooltip)
+
+
+def sampling_input() -> io.Input:
+    """The optional socket for Sampling Options."""
+    return SamplingOptions.Input("sampling", optional=True, tooltip=SAMPLING_TIP)
+
+
+def sprint_input() -> io.Input:
+    """The optional socket for SPRINT Options."""
+    return SprintOptions.Input("sprint", optional=True, tooltip=SPRINT_TIP)
+
+
+def seed_input(tooltip: str) -> io.Input:
+    """A seed that the front end can change after each run."""
+    return io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=True, tooltip=tooltip)
+
+
+def complaint(check: Callable[[], Any]) -> bool | str:
+    """What validate_inputs answers: True, or the text of the ValueError that `check` raises."""
+    try:
+        check()
+    except ValueError as error:
+        return str(error)
+    return True

@@ -1,0 +1,78 @@
+"""Run by test_partial_load.py inside a real ComfyUI's own modules: the components, whole and in part.
+
+Usage: python partial_load.py <ComfyUI folder> <checkpoint>. Prints a JSON object.
+"""
+
+import gc
+import json
+import sys
+import weakref
+from pathlib import Path
+
+COMFYUI, CHECKPOINT = sys.argv[1:3]
+sys.argv = ["main.py", "--cpu"]
+sys.path.insert(0, COMFYUI)
+
+import importlib.util  # noqa: E402
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+importlib.import_module("utils.extra_config")  # first, as in main.py: another library brings a `utils` too
+
+import comfy.model_management as management  # noqa: E402
+import torch  # noqa: E402
+
+# As the host loads a pack: under a name of its own, whatever its folder is called.
+PACK, ROOT = "pack_under_test", Path(__file__).resolve().parents[2]
+spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+sys.modules[PACK] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules[PACK])
+host = importlib.import_module(f"{PACK}.nodes.host")
+casting = importlib.import_module(f"{PACK}.nodes.host.casting")
+engine = importlib.import_module(f"{PACK}.llada_core.engine")
+options = importlib.import_module(f"{PACK}.llada_core.options")
+
+
+def work(model) -> list[torch.Tensor]:
+    """Every component's result once: encode, draw, decode both ways."""
+    image = torch.linspace(0, 1, 64 * 96 * 3).view(1, 64, 96, 3)
+    encoded = model.encode(image, pixels=64 * 96)
+    drawn = model.generate("a fox", references=encoded, guidance=options.Guidance(4.0, 1.5))
+    turbo = model.decode(drawn.tokens, options.Decoding(True, 2, 1))[0]
+    normal = model.decode(drawn.tokens, options.Decoding(False, 3, 1))[0]
+    return [encoded.grids[0].float(), drawn.tokens.grids[0].float(), turbo, normal]
+
+
+def away(patcher) -> list[torch.nn.Module]:
+    """Layers whose weights the host keeps off the device."""
+    return [m for m in patcher.model.modules() if getattr(m, "comfy_cast_weights", False)]
+
+
+residence = host.HostResidence("auto")
+model = engine.LLaDAUni(Path(CHECKPOINT), residence)
+whole = work(model)
+patchers = {part: patcher for part, (patcher, _) in residence._patchers.items()}
+report = {"parts": sorted(patchers), "loaded": len(management.current_loaded_models)}
+
+management.unload_all_models()
+report["loaded after unloading"] = len(management.current_loaded_models)
+
+for patcher in patchers.values():
+    patcher.detach()
+    patcher.partially_load(patcher.load_device, extra_memory=patcher.model_size() // 3)
+report["away"] = {part: len(away(patcher)) for part, patcher in patchers.items()}
+report["away that cannot be brought"] = sum(
+    not isinstance(m, tuple(casting._ADOPTED.values())) for p in patchers.values() for m in away(p)
+)
+# The host must not load the rest while the parts work.
+management.load_models_gpu = lambda *arguments, **named: None
+partial = work(model)
+report["equal"] = [torch.equal(a, b) for a, b in zip(whole, partial, strict=True)]
+
+alive = [weakref.ref(patcher.model) for patcher in patchers.values()]
+del model, residence, patchers, patcher
+management.current_loaded_models.clear()
+gc.collect()
+report["alive after the model is dropped"] = sum(ref() is not None for ref in alive)
+print(json.dumps(report))
