@@ -12,6 +12,9 @@ COMFYUI := $(or $(COMFYUI_PATH),$(ABOVE))
 ITS_PYTHON := $(or $(COMFYUI_PYTHON),$(wildcard $(COMFYUI)/venv/bin/python),$(wildcard $(COMFYUI)/.venv/bin/python))
 HOST := $(if $(COMFYUI),$(if $(ITS_PYTHON),,$(VENV)/host-is-ready))
 
+# The models here are tiny: a second thread costs more than it gives.
+export OMP_NUM_THREADS ?= 1
+
 .PHONY: demo test clean
 
 demo: $(VENV)/is-ready $(HOST)

@@ -1,4 +1,4 @@
-"""Tokens → pixels: the semantic decoder and the VAE behind one call, or behind two that a host can stand between.
+"""Tokens → pixels: the semantic decoder and the VAE behind two calls that a host can stand between.
 
 Contract sections 2 and 10. Sizes of grids are in tokens; a grid [h, w] decodes to 32·h × 32·w pixels.
 """
@@ -16,7 +16,7 @@ from ..checkpoint.component import Component, build_on_meta, known_fields, need_
 from ..checkpoint.weights import Slot, TensorFiles, need, plan, read_json
 from ..errors import CheckpointError, InputError
 from ..options import Decoding
-from ..progress import Progress, ProgressCallback, report
+from ..progress import ProgressCallback
 from ..tokens import UPSAMPLING
 from .flow import guide, noise_stream, normal_times, sample_normal, sample_turbo, turbo_times
 
@@ -240,23 +240,3 @@ def _decode_tiled(vae: nn.Module, z: torch.Tensor) -> torch.Tensor:
         return vae.decode(z, return_dict=False)[0]
     finally:
         vae.use_tiling, vae.tile_latent_min_size, vae.tile_sample_min_size = before
-
-
-def decode(
-    decoder: nn.Module,
-    embedder: nn.Module,
-    vae: nn.Module,
-    grid: torch.Tensor,
-    decoding: Decoding,
-    device: torch.device,
-    dtype: torch.dtype,
-    progress: ProgressCallback | None = None,
-) -> torch.Tensor:
-    """Codes [h, w] → the picture, float32 [1, 32·h, 32·w, 3] in 0...1 on the CPU: both steps, with decoding.seed.
-
-    Arguments and errors are those of `sample_latents` and `decode_latents`; the last report has stage "pixels".
-    """
-    latents = sample_latents(decoder, embedder, grid, decoding, decoding.seed, device, dtype, progress)
-    image = decode_latents(vae, latents, device, dtype)
-    report(progress, Progress(1, 1, "pixels"))
-    return image

@@ -248,8 +248,8 @@ def test_normalisation_is_per_channel_and_follows_the_switches():
         (filled(32, 32, float("nan")), "values from nan"),
         (filled(32, 32, float("inf")), "to inf"),
         (filled(32, 32, -float("inf")), "from -inf"),
-        (filled(32, 32, 1.1), "to 1.1"),
-        (filled(32, 32, -0.1), "from -0.1"),
+        (filled(32, 32, 2.1), "to 2.1"),
+        (filled(32, 32, -1.1), "from -1.1"),
         (filled(32, 32, 255.0), "to 255"),
         (filled(32, 32)[None], r"\[1, 32, 32, 3\]"),
         (filled(32, 32)[:, :, 0], r"\[32, 32\]"),
@@ -269,8 +269,8 @@ def test_one_bad_pixel_is_enough():
         prepare(image)
 
 
-@pytest.mark.parametrize(("value", "pixel"), [(-0.009, 0), (1.009, 255)])
-def test_rounding_just_outside_the_range_is_clamped(value, pixel):
+@pytest.mark.parametrize(("value", "pixel"), [(-0.4, 0), (1.4, 255)])
+def test_overshoot_of_sharp_resizing_is_clamped(value, pixel):
     assert to_pixels(to_picture(filled(2, 2, value))).unique().tolist() == [pixel]
 
 

@@ -1,0 +1,210 @@
+"""Queue an API graph on a ComfyUI server, watch it, and save what it makes.
+
+    python examples/queue.py workflows/api/text-to-image.json --prompt "a red fox in the snow"
+    python examples/queue.py workflows/api/edit.json --prompt "make it night" --image photo.png --out results
+
+Needs Python 3.10 and aiohttp, which ComfyUI itself brings. The work gets its id here, before it is sent: when a
+connection breaks, the server is asked whether it has that id, and the graph is sent again only where it has not.
+"""
+
+import sys
+from pathlib import Path
+
+# This file shares its name with a module of the standard library, which must be found first.
+sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+
+import argparse  # noqa: E402
+import asyncio  # noqa: E402
+import hashlib  # noqa: E402
+import json  # noqa: E402
+import uuid  # noqa: E402
+
+import aiohttp  # noqa: E402
+
+# Node class -> the input that --prompt sets.
+PROMPTS = {"LLaDAUniSample": "prompt", "LLaDAUniImageQA": "question", "LLaDAUniInterleave": "instruction"}
+LOST = (aiohttp.ClientConnectionError, aiohttp.ServerDisconnectedError, asyncio.TimeoutError)
+TRIES = 5
+
+
+class Failed(Exception):
+    """The server refused or failed the work; the text says why."""
+
+
+async def main(arguments: argparse.Namespace) -> int:
+    """Queue, watch, save; returns the exit status."""
+    graph = json.loads(Path(arguments.graph).read_text(encoding="utf-8"))
+    prompt_id = arguments.id or str(uuid.uuid4())
+    async with aiohttp.ClientSession(arguments.server, timeout=aiohttp.ClientTimeout(total=60)) as session:
+        try:
+            names = [await patiently(lambda file=file: upload(session, Path(file))) for file in arguments.image]
+            fill_in(graph, arguments.prompt, names, arguments.set)
+            print(f"id {prompt_id}")
+            await queue_once(session, graph, prompt_id)
+            history = await follow(session, prompt_id)
+            for saved in await save(session, history, Path(arguments.out)):
+                print(saved)
+        except Failed as failure:
+            print(failure, file=sys.stderr)
+            return 1
+    return 0
+
+
+def fill_in(graph: dict, prompt: str | None, images: list[str], settings: list[str]) -> None:
+    """Put the caller's values into a graph: the prompt, the images in the order of the LoadImage nodes, the rest."""
+    for node in graph.values():
+        if prompt is not None and node["class_type"] in PROMPTS:
+            node["inputs"][PROMPTS[node["class_type"]]] = prompt
+    loaders = [node for _, node in sorted(graph.items()) if node["class_type"] == "LoadImage"]
+    if len(images) > len(loaders):
+        raise Failed(f"--image: {len(images)} images for a graph with {len(loaders)} LoadImage nodes")
+    for node, name in zip(loaders, images, strict=False):
+        node["inputs"]["image"] = name
+    for setting in settings:
+        target, found, value = setting.partition("=")
+        node, _, name = target.partition(".")
+        if not found or node not in graph or name not in graph[node]["inputs"]:
+            raise Failed(f"--set {setting}: expected NODE.INPUT=VALUE with a node and an input of the graph")
+        try:
+            graph[node]["inputs"][name] = json.loads(value)
+        except ValueError:
+            graph[node]["inputs"][name] = value
+
+
+async def patiently(work):
+    """What `work()` returns, tried again while the connection breaks."""
+    for attempt in range(TRIES - 1):
+        try:
+            return await work()
+        except LOST:
+            await asyncio.sleep(2**attempt / 4)
+    try:
+        return await work()
+    except LOST as lost:
+        raise Failed(f"no connection to the server: {lost or type(lost).__name__}") from lost
+
+
+async def upload(session: aiohttp.ClientSession, file: Path) -> str:
+    """Send an image; returns its name on the server. The name is of its contents: twice is as good as once."""
+    data = file.read_bytes()
+    form = aiohttp.FormData({"overwrite": "true", "subfolder": "queued"})
+    form.add_field("image", data, filename=f"{hashlib.sha256(data).hexdigest()[:16]}{file.suffix}")
+    async with session.post("/upload/image", data=form) as answer:
+        if answer.status != 200:
+            raise Failed(f"{file.name}: the server refused the image ({answer.status})")
+        stored = await answer.json()
+    return f"{stored['subfolder']}/{stored['name']}"
+
+
+async def queue_once(session: aiohttp.ClientSession, graph: dict, prompt_id: str) -> None:
+    """Have the work queued, once, however often the connection breaks."""
+
+    async def attempt() -> None:
+        if await known(session, prompt_id):
+            return
+        body = {"prompt": graph, "prompt_id": prompt_id, "client_id": prompt_id}
+        async with session.post("/prompt", json=body) as answer:
+            if answer.status != 200:
+                raise Failed(describe(await answer.json()))
+
+    await patiently(attempt)
+
+
+async def known(session: aiohttp.ClientSession, prompt_id: str) -> bool:
+    """Whether the server has the work: waiting, running or done."""
+    if await finished(session, prompt_id):
+        return True
+    async with session.get("/queue") as answer:
+        queue = await answer.json()
+    return any(item[1] == prompt_id for item in queue["queue_running"] + queue["queue_pending"])
+
+
+async def finished(session: aiohttp.ClientSession, prompt_id: str) -> dict | None:
+    """The history of the work once it is done."""
+    async with session.get(f"/history/{prompt_id}") as answer:
+        return (await answer.json()).get(prompt_id)
+
+
+async def follow(session: aiohttp.ClientSession, prompt_id: str) -> dict:
+    """Show progress until the work is done; returns its history. Raises Failed where it failed."""
+
+    async def watch() -> dict:
+        async with session.ws_connect("/ws", params={"clientId": prompt_id}, heartbeat=20) as messages:
+            while True:
+                # The end may have come before the connection did.
+                done = await finished(session, prompt_id)
+                if done is not None:
+                    return done
+                if not await known(session, prompt_id):
+                    raise Failed("the server no longer has this work; it may have been restarted or cleared")
+                try:
+                    show(await messages.receive(timeout=5))
+                except asyncio.TimeoutError:
+                    continue
+
+    history = await patiently(watch)
+    status = history["status"]
+    if status["status_str"] != "success":
+        errors = [data for kind, data in status["messages"] if kind in ("execution_error", "execution_interrupted")]
+        text = errors[-1].get("exception_message", "interrupted") if errors else "no reason given"
+        raise Failed(f"the work failed: {text.strip()}")
+    return history
+
+
+def show(message: aiohttp.WSMessage) -> None:
+    """Print one progress message."""
+    if message.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR):
+        raise aiohttp.ServerDisconnectedError("the websocket closed")
+    if message.type != aiohttp.WSMsgType.TEXT:
+        return
+    event = json.loads(message.data)
+    if event["type"] == "progress":
+        data = event["data"]
+        print(f"  node {data['node']}: {data['value']} of {data['max']}", file=sys.stderr)
+
+
+async def save(session: aiohttp.ClientSession, history: dict, folder: Path) -> list[Path]:
+    """Write every saved image and every shown text into a folder; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for node, outputs in history["outputs"].items():
+        for image in outputs.get("images", []):
+            if image["type"] != "output":
+                continue
+
+            async def download(image=image) -> bytes:
+                async with session.get("/view", params=image) as answer:
+                    answer.raise_for_status()
+                    return await answer.read()
+
+            files.append(folder / Path(image["filename"]).name)
+            files[-1].write_bytes(await patiently(download))
+        if outputs.get("text"):
+            files.append(folder / f"node-{node}.txt")
+            files[-1].write_text("\n".join(map(str, outputs["text"])) + "\n", encoding="utf-8")
+    return files
+
+
+def describe(refusal: dict) -> str:
+    """What a refused graph is told, a line for each input."""
+    lines = [refusal.get("error", {}).get("message", "the server refused the graph")]
+    for node, errors in refusal.get("node_errors", {}).items():
+        lines += [f"  node {node} ({errors['class_type']}): {error['details']}" for error in errors["errors"]]
+    return "\n".join(dict.fromkeys(lines))
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("graph", help="an API graph, such as one of workflows/api/")
+    parser.add_argument("--server", default="http://127.0.0.1:8188", help="default: %(default)s")
+    parser.add_argument("--prompt", help="what to draw, change, ask or tell")
+    parser.add_argument("--image", action="append", default=[], help="an image for a LoadImage node, in order")
+    parser.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="any other input")
+    parser.add_argument("--out", default="results", help="folder for the results; default: %(default)s")
+    parser.add_argument("--id", help="take up work that was queued before, by the id that was printed")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main(parse())))

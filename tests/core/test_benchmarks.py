@@ -1,0 +1,49 @@
+"""The benchmark programs run: small sizes, their checks included. The figures themselves are for people to read."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """run(program, *options) -> the figures that it wrote."""
+
+    def run(program: str, *options: str) -> dict:
+        file = tmp_path / "figures.json"
+        command = [sys.executable, "-m", f"benchmarks.{program}", *options, "--json", str(file)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=300)
+        assert done.returncode == 0, done.stderr
+        figures = json.loads(file.read_text())["figures"]
+        assert all(name in done.stdout for name in figures), "the table shows every figure"
+        return figures
+
+    return run
+
+
+def test_backbone(run):
+    figures = run("backbone", "--tokens", "20")
+    assert figures["equal tokens"] == "20 of 20"
+    assert figures["times as fast"] == pytest.approx(figures["recomputing, s"] / figures["with the prefix cache, s"])
+
+
+@pytest.mark.parametrize("options", [[], ["--fp8"]], ids=["bf16", "fp8"])
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_loading(run, options):
+    figures = run("loading", "--gigabytes", "0.1", *options)
+    assert figures["within the bound"] == "yes"
+    assert figures["peak, MB"] >= figures["weights in memory, MB"], "the peak was measured while weights were loaded"
+
+
+def test_full_size_program_on_small_sizes(run):
+    figures = run("fullsize", "--tiny", "--normal")
+    assert figures["picture"] == "64 x 64"
+    assert figures["drawing tokens, rounds"] >= 1
+    assert figures["normal decoder, 50 steps, s"] > 0

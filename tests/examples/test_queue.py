@@ -1,0 +1,124 @@
+"""examples/queue.py against servers that break connections, and against a real ComfyUI."""
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from harness.setup import GRAPHS, for_tiny
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "queue.py"
+GRAPH = {"1": {"class_type": "LLaDAUniSample", "inputs": {"prompt": ""}}}
+
+
+class BreakingServer:
+    """Takes work as ComfyUI does, and drops the connection at chosen POSTs, before or after it took the work."""
+
+    def __init__(self, drops: list[str]):
+        self.drops = drops
+        self.queued: list[dict] = []
+
+    async def prompt(self, request: web.Request) -> web.Response:
+        drop = self.drops.pop(0) if self.drops else ""
+        if drop != "before":
+            self.queued.append(await request.json())
+        if drop:
+            request.transport.close()
+        return web.json_response({"prompt_id": self.queued[-1]["prompt_id"]} if self.queued else {})
+
+    async def queue(self, request: web.Request) -> web.Response:
+        return web.json_response({"queue_running": [], "queue_pending": []})
+
+    async def history(self, request: web.Request) -> web.Response:
+        done = {"status": {"status_str": "success", "messages": []}, "outputs": {"1": {"text": ["done"]}}}
+        ids = [work["prompt_id"] for work in self.queued]
+        return web.json_response({request.match_info["id"]: done} if request.match_info["id"] in ids else {})
+
+    async def ws(self, request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        async for _ in socket:
+            pass
+        return socket
+
+    @contextlib.asynccontextmanager
+    async def running(self):
+        """The server's address."""
+        app = web.Application()
+        app.router.add_post("/prompt", self.prompt)
+        app.router.add_get("/queue", self.queue)
+        app.router.add_get("/history/{id}", self.history)
+        app.router.add_get("/ws", self.ws)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        try:
+            yield f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
+        finally:
+            await runner.cleanup()
+
+
+async def queue(*arguments: str) -> tuple[int, str]:
+    """Run the example; its exit status and what it said."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(SCRIPT), *arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    said, _ = await asyncio.wait_for(process.communicate(), 120)
+    return process.returncode, said.decode()
+
+
+@pytest.mark.parametrize("drops", [[], ["before"], ["after"], ["before", "before", "after"]], ids="-".join)
+def test_work_is_queued_once_however_the_connection_breaks(tmp_path, drops):
+    (tmp_path / "graph.json").write_text(json.dumps(GRAPH))
+    server = BreakingServer(drops)
+
+    async def scenario():
+        async with server.running() as url:
+            return await queue(
+                str(tmp_path / "graph.json"), "--server", url, "--prompt", "a fox", "--out", str(tmp_path / "results")
+            )
+
+    status, said = asyncio.run(scenario())
+    assert status == 0, said
+    assert len(server.queued) == 1
+    assert server.queued[0]["prompt"]["1"]["inputs"]["prompt"] == "a fox"
+    assert (tmp_path / "results" / "node-1.txt").read_text() == "done\n"
+
+
+def test_a_server_that_never_answers_is_an_error_that_says_so(tmp_path):
+    (tmp_path / "graph.json").write_text(json.dumps(GRAPH))
+    status, said = asyncio.run(queue(str(tmp_path / "graph.json"), "--server", "http://127.0.0.1:9"))
+    assert status == 1
+    assert "no connection to the server" in said
+
+
+def test_values_for_inputs_that_are_not_there_are_refused(tmp_path):
+    (tmp_path / "graph.json").write_text(json.dumps(GRAPH))
+    status, said = asyncio.run(queue(str(tmp_path / "graph.json"), "--set", "9.seed=1"))
+    assert status == 1
+    assert "--set 9.seed=1" in said
+
+
+def test_a_real_server_edits_a_picture(comfy_server, tmp_path):
+    graph = for_tiny(json.loads((GRAPHS / "edit.json").read_text()), side=64)
+    (tmp_path / "edit.json").write_text(json.dumps(graph))
+    picture = comfy_server.base / "input" / "example.png"
+    arguments = ["--server", comfy_server.url, "--prompt", "make it blue", "--image", str(picture)]
+    status, said = asyncio.run(queue(str(tmp_path / "edit.json"), *arguments, "--out", str(tmp_path / "results")))
+    assert status == 0, said
+    assert "of" in said  # progress
+    assert list((tmp_path / "results").glob("*.png"))
+
+
+def test_a_refused_graph_is_told_why(comfy_server, tmp_path):
+    graph = for_tiny(json.loads((GRAPHS / "text-to-image.json").read_text()), side=64)
+    (tmp_path / "graph.json").write_text(json.dumps(graph))
+    status, said = asyncio.run(queue(str(tmp_path / "graph.json"), "--server", comfy_server.url, "--prompt", " "))
+    assert status == 1
+    assert "prompt: found nothing" in said
