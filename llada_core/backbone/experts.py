@@ -59,11 +59,13 @@ class Experts(nn.Module):
         tokens, k = experts.shape
         flat = experts.flatten()
         order = flat.argsort(stable=True)
-        counts = torch.bincount(flat, minlength=self.gate_up.weight.shape[0])
+        # Where each expert's rows end; counting them with bincount would wait for the GPU.
+        every = torch.arange(self.gate_up.weight.shape[0], device=x.device)
+        ends = torch.searchsorted(flat[order], every, right=True)
         gate_up, down = self.gate_up.tensor_for(x), self.down.tensor_for(x)
         rows = x[order // k]  # a row a (token, expert) pair, expert after expert
         product = _grouped if can_group(gate_up) and can_group(down) else _looped
-        out = product(rows, gate_up, down, counts)
+        out = product(rows, gate_up, down, ends)
         # Back to token order and a plain sum: adding in place would be in random order on a GPU.
         pairs = torch.empty_like(out).index_copy_(0, order, out).unflatten(0, (tokens, k))
         return (pairs.float() * weights[..., None]).sum(1)
@@ -81,18 +83,17 @@ def _gate(gate_up: torch.Tensor) -> torch.Tensor:
     return F.silu(gate) * up
 
 
-def _grouped(rows: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    ends = counts.cumsum(0).to(torch.int32)
+def _grouped(rows: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    ends = ends.to(torch.int32)
     inner = _gate(torch._grouped_mm(rows, gate_up.transpose(1, 2), offs=ends))
     return torch._grouped_mm(inner, down.transpose(1, 2), offs=ends)
 
 
-def _looped(rows: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+def _looped(rows: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     out = torch.empty_like(rows)
     start = 0
-    for expert, count in enumerate(counts.tolist()):
-        if count:
-            part = slice(start, start + count)
-            out[part] = F.linear(_gate(F.linear(rows[part], gate_up[expert])), down[expert])
-            start += count
+    for expert, end in enumerate(ends.tolist()):
+        if end > start:
+            out[start:end] = F.linear(_gate(F.linear(rows[start:end], gate_up[expert])), down[expert])
+            start = end
     return out

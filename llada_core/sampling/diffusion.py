@@ -86,6 +86,7 @@ class Canvas:
         self.positions = (torch.arange(capacity, device=device) - self.pads[:, None]).clamp_min(0)
         rows = len(prompts)
         self.cache = PrefixCache(backbone.config, rows, capacity, device, dtype, key_norms=sprint is not None)
+        self._last_mask: tuple[int, int, torch.Tensor | None] | None = None
         self.confidence = torch.zeros(rows, capacity, device=device) if sprint else None
 
     def fill(self, task: Task, on_round: Callable[["Canvas", int, int], None] | None = None) -> Filled:
@@ -166,7 +167,7 @@ class Canvas:
 
     def _run(self, begin: int, end: int) -> torch.Tensor:
         """Run positions begin...end against the cache; those of blocks before the last masked one stay cached."""
-        mask = block_causal_mask(begin, end - begin, self.block, self.pads)
+        mask = self._mask(begin, end)
         hidden = self.backbone(self.ids[:, begin:end], self.positions[:, begin:end], self.cache, begin, mask)
         final = min(end, self.length // self.block * self.block)
         if self.confidence is not None:
@@ -175,6 +176,12 @@ class Canvas:
                 self.confidence[:, at : at + part.shape[1]] = top_probability(self.backbone.lm_head(part))
         self.cached = max(self.cached, final)
         return hidden
+
+    def _mask(self, begin: int, end: int) -> torch.Tensor | None:
+        """The mask of positions begin...end, kept from round to round of a block."""
+        if self._last_mask is None or self._last_mask[:2] != (begin, end):
+            self._last_mask = (begin, end, block_causal_mask(begin, end - begin, self.block, self.pads))
+        return self._last_mask[2]
 
     def _prune(self, start: int) -> tuple[PrunedPrefix, torch.Tensor | None] | None:
         visible = torch.arange(start, device=self.ids.device) >= self.pads[:, None]
