@@ -14,7 +14,7 @@ from ...llada_core.progress import TokenPreview
 log = logging.getLogger(__name__)
 
 SHARE = 0.01  # of a run's time that previews may take
-GRID_PIXELS = 512  # longer side of a drawn token grid
+GRID_PIXELS = 256  # longer side of a drawn token grid: larger costs more than it shows
 MASKED, HATCHING = 44, 72  # grey levels of cells that are still masked
 
 HostPreview = tuple[str, Image.Image, int | None]
@@ -92,6 +92,6 @@ def draw_grid(codes: np.ndarray, colours: np.ndarray) -> Image.Image:
     cells = np.where(codes[..., None] < 0, 0, colours[codes]).astype(np.uint8)
     picture = cells.repeat(cell, 0).repeat(cell, 1)
     masked = (codes < 0).repeat(cell, 0).repeat(cell, 1)
-    rows, columns = np.indices(masked.shape)
-    hatched = np.where((rows + columns) % 8 < 2, HATCHING, MASKED).astype(np.uint8)
+    rows, columns = np.ogrid[: masked.shape[0], : masked.shape[1]]
+    hatched = np.where((rows + columns) % 8 < 2, np.uint8(HATCHING), np.uint8(MASKED))
     return Image.fromarray(np.where(masked[..., None], hatched[..., None], picture))

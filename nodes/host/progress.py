@@ -46,14 +46,19 @@ class Reporter:
         management.throw_exception_if_processing_interrupted()
         if self._bar is None or progress.stage != self._stage or progress.total != self._bar.total:
             self._bar, self._stage = comfy.utils.ProgressBar(progress.total, node_id=self._node), progress.stage
-        self._bar.update_absolute(progress.done, progress.total, self._picture(progress))
+        if not self._shows(progress) or self._pictures.run(lambda: self._update(progress, shown=True)) is None:
+            self._update(progress)
         if self._node is not None:
             self._say(progress)
 
-    def _picture(self, progress: Progress):
-        if self._previewer is None or progress.preview is None or progress.stage in _TEXT_STAGES:
-            return None
-        return self._pictures.run(lambda: self._previewer.draw(progress.preview()))
+    def _shows(self, progress: Progress) -> bool:
+        return self._previewer is not None and progress.preview is not None and progress.stage not in _TEXT_STAGES
+
+    def _update(self, progress: Progress, shown: bool = False) -> bool:
+        """Move the bar, with a preview where asked for; drawing and sending are timed as one."""
+        picture = self._previewer.draw(progress.preview()) if shown else None
+        self._bar.update_absolute(progress.done, progress.total, picture)
+        return True
 
     def _say(self, progress: Progress) -> None:
         text = f"{_STAGES[progress.stage]} {progress.done} of {progress.total}"

@@ -84,7 +84,7 @@ def test_previews_of_tokens_and_latents_arrive_as_pictures(comfy_server, graphs)
     assert comfy_server.run(graphs.draw(side=96, prompt="a lynx to watch"), on_message).status == "success"
     sizes = dict(arrived)
     assert sizes["sample"], "no token grid was shown"
-    assert sizes["sample"][0] == (510, 510)  # 3 x 3 cells of 170 pixels
+    assert sizes["sample"][0] == (255, 255)  # 3 x 3 cells of 85 pixels
     assert sizes["decode"], "no latents were shown"
 
 
