@@ -1,123 +1,150 @@
-"""Stories: the turns between text and images, by a model that follows a script, and once by the golden one."""
-
-from dataclasses import dataclass, field, replace
+"""Stories, with a backbone that says what it is told to: order, headers, endings and guidance rows."""
 
 import pytest
 import torch
 
+from llada_core.errors import InputError
 from llada_core.options import Guidance, Sampling
+from llada_core.residence import Seat
 from llada_core.sampling.interleave import tell
-from llada_core.sampling.tasks import Job, Usage
+from llada_core.sampling.tasks import Job
 from llada_core.tokens import ImageTokens
 
-GUIDED = Guidance(2.0, 1.5)
+SAMPLING = Sampling(steps=2, thinking_steps=4, thinking_length=64)
 
 
-@dataclass(frozen=True)
-class Scripted(Job):
-    """A job that writes what the script says and notes what it was asked; images count up from their seed."""
+class Scripted(torch.nn.Module):
+    """Predicts script[p] at position p, whatever it sees; remembers the prompts it was given."""
 
-    script: list = field(default_factory=list)
-    calls: list = field(default_factory=list)
+    def __init__(self, config, script: dict[int, int], default: int):
+        super().__init__()
+        self.config, self.script, self.default = config, script, default
+        self.lm_head = torch.nn.Identity()
+        self.seen: list[torch.Tensor] = []
 
-    def write(self, prompt, most, steps, stops, stage):
-        ids = self.script.pop(0)
-        self.calls.append(("write", list(prompt), self.seed, stage))
-        return ids, Usage(len(ids), 1, 0.5)
-
-    def draw(self, rows, height, width, guidance):
-        self.calls.append(("draw", rows, self.seed, guidance))
-        grid = (torch.arange(height * width) + self.seed).remainder(256).view(height, width)
-        return ImageTokens((grid,), 256), Usage(height * width, 2, 1.0)
+    def forward(self, ids, positions, context, start, mask):
+        self.seen.append(ids.clone())
+        wanted = [self.script.get(start + i, self.default) for i in range(ids.shape[1])]
+        logits = torch.nn.functional.one_hot(torch.tensor(wanted), self.config.vocab_size).float() * 100
+        return logits.expand(len(ids), -1, -1)
 
 
 @pytest.fixture
-def scripted(model):
-    """scripted(*texts): a job for those texts."""
+def story(model):
+    """story(parts, max_images, **options): tell a story whose model writes `parts`, texts and (h, w) by turns."""
+    words = model.vocabulary
 
-    def scripted(*texts, seed: int = 0, context: int = 8192) -> Scripted:
-        config = replace(model.config, max_position_embeddings=context)
-        return Scripted(model.vocabulary, config, Sampling(), None, seed, None, None, list(texts), [])
+    def run(parts, max_images=4, guidance=None, references=None, sampling=SAMPLING, **config):
+        script: list[int] = []
+        for part in parts:
+            if isinstance(part, str):
+                script += words.encode(part)
+            elif isinstance(part, tuple):
+                script += words.header(*part)
+                script += [words.image_offset + i % words.codebook_size for i in range(part[0] * part[1])]
+                script += [words.image_end]  # appended by the engine, never predicted
+            else:
+                script.append(part)
+        prompt = words.interleaved("a story", references)
+        settings = {**model.config.__dict__, **config}
+        sized = type(model.config)(**settings)
+        backbone = Scripted(sized, {len(prompt) + i: token for i, token in enumerate(script)}, words.end)
+        seat = Seat(backbone, torch.device("cpu"), torch.float32)
+        job = Job(words, sized, sampling, None, 0, lambda _: seat, None)
+        told = tell(job, "a story", references, max_images, guidance or Guidance(1.0))
+        return told, backbone
 
-    return scripted
-
-
-def test_text_and_images_take_turns_until_the_end_token(scripted, vocabulary):
-    words = vocabulary
-    one, two, last = (words.encode(text) for text in ("One.", "Two.", "The end."))
-    job = scripted([*one, *words.header(2, 3)], [*two, *words.header(1, 2)], [*last, words.end], seed=10)
-    story = tell(job, "Tell.", None, 8, Guidance(2.0))
-    assert story.text == "One.\n\n[image 1]\n\nTwo.\n\n[image 2]\n\nThe end."
-    assert story.tokens.sizes == [(2, 3), (1, 2)]
-    assert story.ending == "the model ended the story"
-    assert story.usage == Usage(len(one) + 4 + 6 + len(two) + 4 + 2 + len(last) + 1, 3 + 2 * 2, 3 * 0.5 + 2 * 1.0)
-    # What the second text saw: the prompt, the first text, its header, the image and its end.
-    body = [words.image_offset + code for code in story.tokens.grids[0].flatten().tolist()]
-    prompt = words.interleaved("Tell.", None)
-    second_prompt = job.calls[2][1]
-    assert second_prompt == [*prompt, *one, *words.header(2, 3), *body, words.image_end]
-    seeds = [call[2] for call in job.calls]
-    assert len(set(seeds)) == len(seeds), "no turn repeats another's draws"
-    assert seeds[0] == 10
+    return run
 
 
-@pytest.mark.parametrize(("guidance", "edits"), [(Guidance(2.0, 0.0), [False, False]), (GUIDED, [False, True])])
-def test_only_later_images_are_guided_as_edits(guidance, edits, scripted, vocabulary):
-    header = vocabulary.header(2, 2)
-    job = scripted(header, header)
-    tell(job, "Tell.", None, 2, guidance)
-    rows = [call[1] for call in job.calls if call[0] == "draw"]
-    assert [row.without_image is not None for row in rows] == edits
+def test_text_and_images_alternate_until_the_end_token(story, model):
+    told, _ = story(["Once.", (2, 3), "Then.", (3, 2), "Done.", model.vocabulary.end])
+    assert told.text == "Once.\n\n[image 1]\n\nThen.\n\n[image 2]\n\nDone."
+    assert told.complete
+    assert told.ending == "the model ended the story"
+    assert told.tokens.sizes == [(2, 3), (3, 2)]
+    assert told.tokens.grids[0].flatten().tolist() == list(range(6))
 
 
-def test_a_story_ends_after_its_images_without_another_text(scripted, vocabulary):
-    job = scripted(*[vocabulary.header(1, 1)] * 5)
-    story = tell(job, "Tell.", None, 3, GUIDED)
-    assert story.tokens.sizes == [(1, 1)] * 3
-    assert story.ending == "it has its 3 images"
-    assert len(job.script) == 2
+def test_the_model_chooses_each_size(story, model):
+    told, _ = story([(4, 4), (1, 7), model.vocabulary.end])
+    assert told.tokens.sizes == [(4, 4), (1, 7)]
+    assert told.text == "[image 1]\n\n[image 2]"
 
 
-def test_a_malformed_header_ends_the_story_with_what_there_is(scripted, vocabulary):
-    words = vocabulary
-    story = tell(scripted(words.header(1, 1), [*words.encode("Two."), words.boi]), "Tell.", None, 8, GUIDED)
-    assert story.ending == "the model announced an image without a valid size"
-    assert story.tokens.sizes == [(1, 1)]
-    assert story.text == "[image 1]\n\nTwo."
+def test_it_stops_after_the_images_asked_for(story, model):
+    told, _ = story(["One.", (2, 2), "Two.", (2, 2), "Three.", (2, 2), model.vocabulary.end], max_images=2)
+    assert told.tokens.sizes == [(2, 2)] * 2
+    assert told.complete
+    assert "Three" not in told.text
 
 
-def test_a_story_without_an_image_has_no_tokens(scripted, vocabulary):
-    story = tell(scripted([*vocabulary.encode("No."), vocabulary.end]), "Tell.", None, 8, GUIDED)
-    assert story.tokens is None
-    assert story.text == "No."
+def test_a_malformed_header_ends_it_with_what_is_finished(story, model):
+    told, _ = story(["One.", (2, 2), "Two.", model.vocabulary.boi])
+    assert told.tokens.sizes == [(2, 2)]
+    assert told.text == "One.\n\n[image 1]\n\nTwo."
+    assert not told.complete
+    assert "without a valid size" in told.ending
 
 
-def test_a_text_that_reaches_its_limit_says_so(scripted, vocabulary):
-    story = tell(scripted(vocabulary.encode("and so on")), "Tell.", None, 8, GUIDED)
-    assert "limit of 9 tokens without an image" in story.ending
+def test_a_story_without_images_has_its_text(story, model):
+    told, _ = story(["Only words.", model.vocabulary.end])
+    assert told.tokens is None
+    assert told.text == "Only words."
+    assert told.complete
 
 
-def test_an_image_that_does_not_fit_the_context_ends_the_story(scripted, vocabulary):
-    prompt = len(vocabulary.interleaved("Tell.", None))
-    header = vocabulary.header(4, 4)
-    story = tell(scripted(header, context=prompt + 4 + 16), "Tell.", None, 8, GUIDED)
-    assert "an image of 4 x 4 tokens does not fit" in story.ending
-    assert story.tokens is None
-    story = tell(scripted(header, context=prompt + 4 + 17), "Tell.", None, 8, GUIDED)  # with its end token, it does
-    assert story.ending == "the context is full"
-    assert story.tokens.sizes == [(4, 4)]
+def test_an_image_beyond_the_context_ends_it(story, model):
+    told, _ = story(["One.", (2, 2), "Two.", (30, 30)], max_position_embeddings=200)
+    assert told.tokens.sizes == [(2, 2)]
+    assert "30 x 30" in told.ending
+    assert not told.complete
 
 
-def test_references_stand_before_the_instruction(scripted, vocabulary):
-    references = ImageTokens((torch.zeros(2, 2, dtype=torch.int64),), 256)
-    job = scripted([vocabulary.end])
-    tell(job, "Tell.", references, 8, GUIDED)
-    assert job.calls[0][1] == vocabulary.interleaved("Tell.", references)
-    assert len(job.calls[0][1]) == len(vocabulary.interleaved("Tell.", None)) + 4 + 4 + 1
+def test_a_text_without_end_stops_at_its_limit(story):
+    told, _ = story(["x" * 500])
+    assert told.tokens is None
+    assert "limit of 64 tokens" in told.ending
 
 
-def test_the_golden_model_tells_something_and_the_same_again(model):
-    sampling = Sampling(steps=2, thinking_steps=2, thinking_length=60, temperature=1.0)
-    first, again = (model.interleave("Tell.", 2, sampling=sampling, seed=2**64 - 1) for _ in range(2))
-    assert (first.text, first.ending) == (again.text, again.ending)
-    assert first.usage.rounds > 0
+def test_images_are_guided_by_two_rows_and_later_ones_by_three_when_edit_guidance_is_asked(story, model):
+    words = model.vocabulary
+    parts = ["One.", (2, 2), "Two.", (2, 2), words.end]
+    _, backbone = story(parts, guidance=Guidance(2.0))
+    assert sorted({len(ids) for ids in backbone.seen}) == [1, 2]  # texts alone, images with one unconditional row
+    _, backbone = story(parts, guidance=Guidance(2.0, image=1.5))
+    assert [len(ids) for ids in backbone.seen if len(ids) == 3]
+    before_third_row = [len(ids) for ids in backbone.seen]
+    assert before_third_row.index(2) < before_third_row.index(3)  # the first image has two rows all the same
+
+
+def test_rows_of_a_later_image_are_those_of_the_contract(model):
+    words = model.vocabulary
+    opening = words.interleaved("a story", None)
+    picture = [*words.header(1, 2), words.image_offset, words.image_offset + 1, words.image_end]
+    text = words.encode("Then.")
+    header = words.header(2, 2)
+    history = opening + words.encode("One.") + picture + text + header
+    nothing = words.encode("<uncondition>")
+    blank = words.open_turn("You are a interleaved generation assistant.") + nothing + words.close_turn()
+    rows = words.interleaved_rows(history, edit=True)
+    assert rows.conditional == history
+    assert rows.without_text == opening + words.encode("One.") + picture + nothing + header
+    assert rows.without_image == blank + text + header
+    plain = words.interleaved_rows(history, edit=False)
+    assert (plain.without_text, plain.without_image) == (blank + header, None)
+
+
+def test_references_stand_before_the_instruction(story, model):
+    references = ImageTokens((torch.tensor([[1, 2]]),), model.codebook_size)
+    told, backbone = story(["One.", (1, 1), model.vocabulary.end], references=references)
+    assert told.tokens.sizes == [(1, 1)]
+    first = backbone.seen[0][0].tolist()
+    assert model.vocabulary.image_offset + 2 in first
+
+
+def test_bad_input_is_refused_before_any_work(model):
+    with pytest.raises(InputError, match="instruction: found nothing"):
+        model.interleave("  ")
+    with pytest.raises(InputError, match="max_images: found 0"):
+        model.interleave("a story", 0)
