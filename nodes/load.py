@@ -23,7 +23,8 @@ class Loader(io.ComfyNode):
                 io.Combo.Input(
                     "checkpoint",
                     options=host.checkpoint_names(),
-                    tooltip="A folder under models/llada_uni that holds config.json and tokenizer.json.",
+                    tooltip="A folder under models/llada_uni that holds config.json and tokenizer.json. Press R after "
+                    "adding one.",
                 ),
                 io.Combo.Input(
                     "precision",

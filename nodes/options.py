@@ -85,25 +85,29 @@ class SamplingNode(io.ComfyNode):
                     min=0.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="When editing: how strongly to hold on to the references. Above 0 each round costs half as "
-                    "much again.",
+                    tooltip="When editing: how strongly to hold on to the references. In a story: above 0, each "
+                    "picture is an edit of the one before. Above 0 each round costs half as much again.",
                 ),
                 io.Int.Input(
                     "thinking_steps",
                     default=32,
                     min=1,
                     max=1024,
-                    tooltip="Rounds a block may take while the model thinks.",
+                    tooltip="Rounds a block may take while the model thinks, and in the texts of a story.",
                 ),
                 io.Int.Input(
                     "thinking_length",
                     default=4096,
                     min=1,
                     max=16384,
-                    tooltip="The most tokens that thinking may write.",
+                    tooltip="The most tokens that thinking may write, and each text of a story.",
                 ),
             ],
-            outputs=[SamplingOptions.Output(display_name="sampling", tooltip="For Sample and Image Q&A.")],
+            outputs=[
+                SamplingOptions.Output(
+                    display_name="sampling", tooltip="For Sample, Image Q&A and Interleaved Generate."
+                )
+            ],
         )
 
     @classmethod

@@ -68,11 +68,13 @@ class Sample(io.ComfyNode):
                 io.Boolean.Input(
                     "thinking",
                     default=False,
-                    tooltip="Plan the picture in words first. Slower, better at prompts that need knowledge.",
+                    tooltip="Plan the picture in words first. Slower, better at prompts that need knowledge. Not with "
+                    "references.",
                 ),
                 tokens_input(
                     "references",
-                    "Images to edit, from SigLIP-VQ Encode (purpose edit). The first gives the size of the result.",
+                    "Images to edit, from SigLIP-VQ Encode (purpose edit). The first gives the size of the result. Not "
+                    "with thinking.",
                     optional=True,
                 ),
                 sampling_input(),

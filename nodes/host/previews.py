@@ -32,10 +32,10 @@ class Throttle:
         self._share, self._clock = share, clock
         self._began, self._spent = clock(), 0.0
 
-    def run(self, work: Callable[[], object]) -> object | None:
-        """What `work` returns, or None where it is not its turn. The first time always is."""
+    def run(self, work: Callable[[], object], always: bool = False) -> object | None:
+        """What `work` returns, or None where it is not its turn. The first time is, and where `always` says so."""
         now = self._clock()
-        if self._spent > self._share * (now - self._began):
+        if not always and self._spent > self._share * (now - self._began):
             return None
         result = work()
         self._spent += self._clock() - now

@@ -46,7 +46,8 @@ class Reporter:
         management.throw_exception_if_processing_interrupted()
         if self._bar is None or progress.stage != self._stage or progress.total != self._bar.total:
             self._bar, self._stage = comfy.utils.ProgressBar(progress.total, node_id=self._node), progress.stage
-        if not self._shows(progress) or self._pictures.run(lambda: self._update(progress, shown=True)) is None:
+        last = progress.done == progress.total  # what stays on the node must not be an older state
+        if not self._shows(progress) or self._pictures.run(lambda: self._update(progress, shown=True), last) is None:
             self._update(progress)
         if self._node is not None:
             self._say(progress)
@@ -63,7 +64,8 @@ class Reporter:
     def _say(self, progress: Progress) -> None:
         text = f"{_STAGES[progress.stage]} {progress.done} of {progress.total}"
         if progress.stage in _TEXT_STAGES and progress.preview is not None:
-            text = (self._texts.run(progress.preview) or self._said or text)[-_TEXT_SHOWN:]
+            last = progress.done == progress.total
+            text = (self._texts.run(progress.preview, last) or self._said or text)[-_TEXT_SHOWN:]
         if text != self._said:
             self._said = text
             server = PromptServer.instance

@@ -8,6 +8,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import nn
 
 from ...llada_core.engine import PRECISIONS, Component, Seat, WorkingBytes, weights_dtype
+from ...llada_core.errors import check_choice
 from .casting import adopt, settle
 
 log = logging.getLogger(__name__)
@@ -29,9 +30,13 @@ class HostResidence:
 
     Args:
         precision: "auto", "bf16", "fp16" or "fp32". auto keeps the files' type where the device computes in it.
+
+    Raises:
+        InputError: another precision; ComfyUI 0.3.64 lets any text through.
     """
 
     def __init__(self, precision: str):
+        check_choice("precision", precision, tuple(PRECISIONS))
         self._dtype = PRECISIONS[precision]
         self._patchers: dict[str, tuple[ModelPatcher, torch.dtype]] = {}
 

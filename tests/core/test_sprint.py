@@ -166,6 +166,15 @@ def test_kept_counts_and_ranks(rows, prefix, text, image, seed):
             assert not len(inside) or not len(outside) or inside.min() > outside.max()
 
 
+@pytest.mark.parametrize(("percent", "count"), [(53, 100), (65, 180), (21, 300), (80, 5), (29, 100), (13, 900)])
+def test_floors_are_those_of_decimal_numbers(percent, count):
+    """In float32 0.53 x 100 is below 53."""
+    everything = torch.ones(1, count, dtype=torch.bool)
+    sprint = Sprint(text_keep_ratio=percent / 100)
+    positions, _ = kept_positions(torch.rand(1, count), everything, ~everything, sprint)
+    assert positions.shape[1] == percent * count // 100
+
+
 @pytest.mark.parametrize("warmup", [0, 1, 2])
 def test_only_rounds_after_the_warmup_see_less(warmup, tiny, monkeypatch):
     """A round over the pruned prefix attends to block + kept keys, any other to everything before the block's end."""

@@ -1,25 +1,21 @@
 """Queue an API graph on a ComfyUI server, watch it, and save what it makes.
 
-    python examples/queue.py workflows/api/text-to-image.json --prompt "a red fox in the snow"
-    python examples/queue.py workflows/api/edit.json --prompt "make it night" --image photo.png --out results
+    python scripts/queue_graph.py workflows/api/text-to-image.json --prompt "a red fox in the snow"
+    python scripts/queue_graph.py workflows/api/edit.json --prompt "make it night" --image photo.png --out results
 
 Needs Python 3.10 and aiohttp, which ComfyUI itself brings. The work gets its id here, before it is sent: when a
 connection breaks, the server is asked whether it has that id, and the graph is sent again only where it has not.
 """
 
+import argparse
+import asyncio
+import hashlib
+import json
 import sys
+import uuid
 from pathlib import Path
 
-# This file shares its name with a module of the standard library, which must be found first.
-sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
-
-import argparse  # noqa: E402
-import asyncio  # noqa: E402
-import hashlib  # noqa: E402
-import json  # noqa: E402
-import uuid  # noqa: E402
-
-import aiohttp  # noqa: E402
+import aiohttp
 
 # Node class -> the input that --prompt sets.
 PROMPTS = {"LLaDAUniSample": "prompt", "LLaDAUniImageQA": "question", "LLaDAUniInterleave": "instruction"}

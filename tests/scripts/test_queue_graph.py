@@ -1,4 +1,4 @@
-"""examples/queue.py against servers that break connections, and against a real ComfyUI."""
+"""scripts/queue_graph.py against servers that break connections, and against a real ComfyUI."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ from aiohttp import web
 
 from harness.setup import GRAPHS, for_tiny
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "queue.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "queue_graph.py"
 GRAPH = {"1": {"class_type": "LLaDAUniSample", "inputs": {"prompt": ""}}}
 
 

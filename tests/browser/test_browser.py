@@ -1,0 +1,150 @@
+"""What a person sees: templates, graphs, a run, and help."""
+
+import json
+
+import pytest
+
+from harness.setup import CHECKPOINT_NAME, GRAPHS
+from tools.schemas import CORE_FILE
+
+NAMES = sorted(path.stem for path in GRAPHS.glob("*.json"))
+SMALL = {"width": 64, "height": 64}
+
+
+def test_the_template_browser_shows_our_templates_with_thumbnails(canvas):
+    cards = canvas.open_templates()
+    canvas.page.wait_for_timeout(2000)
+    canvas.shot("templates")
+    assert sorted(card.get_attribute("data-testid").removeprefix("template-workflow-") for card in cards.all()) == NAMES
+    for card in cards.all():
+        card.scroll_into_view_if_needed()
+        picture = card.locator("img").first
+        picture.wait_for(timeout=10_000)
+        handle = picture.element_handle()
+        canvas.page.wait_for_function("img => img.complete && img.naturalWidth > 0", arg=handle, timeout=10_000)
+        assert picture.evaluate("img => img.naturalWidth") == 400
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_template_opens_whole(canvas, name):
+    canvas.open_template(name)
+    canvas.shot(f"open-{name}")
+    assert as_queued(canvas) == json.loads((GRAPHS / f"{name}.json").read_text())  # graph and API form agree
+    canvas.set("LLaDAUniLoader", checkpoint=CHECKPOINT_NAME)
+    nodes = canvas.page.evaluate(
+        """() => app.graph._nodes.map(n => ({type: n.type, known: !!LiteGraph.registered_node_types[n.type],
+             errors: !!n.has_errors, size: [...n.size], least: [...n.computeSize()]}))"""
+    )
+    shipped = json.loads((GRAPHS.parent / f"{name}.json").read_text())
+    assert sorted(n["type"] for n in nodes) == sorted(n["type"] for n in shipped["nodes"])
+    for node in nodes:
+        assert node["known"], f"{node['type']} is missing"
+        assert not node["errors"], f"{node['type']} has a red outline"
+        assert node["size"][1] >= node["least"][1], f"{node['type']} is too small for its widgets"
+    assert canvas.page.locator("[role=dialog]").count() == 0
+    assert canvas.page.get_by_test_id("error-overlay").count() == 0
+
+
+def as_queued(canvas) -> dict:
+    """What the front end would post, less the widgets that newer ones add to core nodes."""
+    queued = canvas.page.evaluate("async () => (await app.graphToPrompt()).output")
+    core = json.loads(CORE_FILE.read_text())
+    for data in queued.values():
+        if data["class_type"] in core:
+            known = {name for group in core[data["class_type"]]["input"].values() for name in group}
+            data["inputs"] = {name: value for name, value in data["inputs"].items() if name in known}
+    return queued
+
+
+def test_a_run_shows_progress_and_the_picture_and_a_new_decode_seed_runs_decode_only(canvas):
+    canvas.open_template("text-to-image")
+    canvas.set("LLaDAUniLoader", checkpoint=CHECKPOINT_NAME)
+    canvas.set("LLaDAUniSample", prompt="a heron for the browser", **SMALL)
+    canvas.set("LLaDAUniDecode", seed=1, control_after_generate="fixed")
+    seen = canvas.run()
+    canvas.shot("run-text-to-image")
+    assert canvas.classes(seen)[-3:] == ["LLaDAUniSample", "LLaDAUniDecode", "SaveImage"]  # the loader may be cached
+    assert len([data for kind, data in seen if kind == "progress"]) > 4
+    assert [data for kind, data in seen if kind == "b_preview"], "no live preview"
+    assert any("%" in title for title in canvas.page.evaluate("[...window.titles]"))
+    first = pictures(canvas, "SaveImage")
+    assert [size for _, size in first] == [[64, 64]]
+
+    canvas.set("LLaDAUniDecode", seed=2)
+    again = canvas.run()
+    assert canvas.classes(again) == ["LLaDAUniDecode", "SaveImage"]
+    assert pictures(canvas, "SaveImage")[0][0] != first[0][0]
+
+
+def pictures(canvas, kind: str) -> list[list]:
+    """File name and size of each picture that a node shows."""
+    return canvas.page.evaluate(
+        """async kind => {
+             const node = app.graph._nodes.find(n => n.type === kind), api = app.api ?? window.comfyAPI.api.api;
+             const shown = (app.nodeOutputs[node.id] ?? {images: []}).images;
+             return Promise.all(shown.map(async image => {
+               const picture = new Image();
+               picture.src = api.apiURL('/view?' + new URLSearchParams(image));
+               await picture.decode();
+               return [image.filename, [picture.naturalWidth, picture.naturalHeight]];
+             }));
+           }""",
+        kind,
+    )
+
+
+def test_an_answer_is_shown(canvas):
+    canvas.open_template("image-qa")
+    canvas.set("LLaDAUniLoader", checkpoint=CHECKPOINT_NAME)
+    canvas.set("LLaDAUniImageQA", max_new_tokens=32)
+    canvas.run()
+    canvas.shot("run-image-qa")
+    shown = canvas.page.evaluate("app.nodeOutputs[app.graph._nodes.find(n => n.type === 'PreviewAny').id].text")
+    assert shown
+    assert all(isinstance(text, str) for text in shown)
+
+
+def test_a_checkpoint_that_is_missing_is_said_in_words(canvas):
+    canvas.open_template("text-to-image")
+    canvas.set("LLaDAUniSample", **SMALL)
+    canvas.press_run()
+    canvas.page.get_by_text("LLaDA2.0-Uni").or_(canvas.page.get_by_text("not in list")).first.wait_for(timeout=60_000)
+    canvas.page.wait_for_timeout(2500)
+    canvas.shot("missing-checkpoint")
+    words = canvas.page.locator("body").inner_text()
+    assert "checkpoint" in words
+
+
+@pytest.mark.parametrize("kind", ["LLaDAUniSample", "LLaDAUniDecode"])
+def test_the_help_panel_shows_our_page(canvas, kind):
+    canvas.open_template("text-to-image")
+    canvas.select(kind)
+    canvas.page.get_by_test_id("info-button").click()
+    canvas.page.get_by_text("Common mistakes").first.wait_for(timeout=15_000)
+    picture = canvas.page.locator(f"img[src*='{kind}.png']").first
+    picture.wait_for(timeout=10_000)
+    canvas.page.wait_for_timeout(1000)
+    canvas.shot(f"help-{kind}")
+    assert picture.evaluate("img => img.naturalWidth") == 800
+
+
+def test_nodes_and_help_are_in_chinese_where_the_front_end_is(canvas):
+    graph = json.loads((GRAPHS.parent / "text-to-image.json").read_text())
+    setting = "locale => app.extensionManager.setting.set('Comfy.Locale', locale)"
+    canvas.page.evaluate(setting, "zh")
+    try:
+        canvas.page.reload()
+        canvas.wait()
+        canvas.page.evaluate("graph => app.loadGraphData(graph, true, true, null)", graph)
+        canvas.page.wait_for_timeout(2000)
+        titles = canvas.page.evaluate("Object.fromEntries(app.graph._nodes.map(n => [n.type, n.title]))")
+        names = json.loads((GRAPHS.parent.parent / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
+        for kind in ("LLaDAUniLoader", "LLaDAUniSample", "LLaDAUniDecode"):
+            assert titles[kind] == names[kind]["display_name"]
+        canvas.select("LLaDAUniSample")
+        canvas.page.get_by_test_id("info-button").click()
+        canvas.page.get_by_text("常见错误").first.wait_for(timeout=15_000)
+        canvas.page.wait_for_timeout(1000)
+        canvas.shot("chinese")
+    finally:
+        canvas.page.evaluate(setting, "en")

@@ -1,0 +1,45 @@
+"""What is generated is what is checked in."""
+
+import pytest
+from PIL import Image, ImageChops, ImageStat
+
+REMEDY = "run `python -m tools.build_workflows`"
+
+
+@pytest.fixture(scope="module")
+def builder(schemas):
+    """The program that writes the workflows."""
+    from tools import build_workflows
+
+    return build_workflows
+
+
+def alike(path, drawn: Image.Image) -> bool:
+    """Whether a picture file shows what was drawn; versions of Pillow may differ in a few edges."""
+    kept, drawn = Image.open(path).convert("RGB"), drawn.convert("RGB")
+    return kept.size == drawn.size and max(ImageStat.Stat(ImageChops.difference(kept, drawn)).mean) < 4
+
+
+def test_graphs_are_as_generated(builder):
+    for path, text in builder.files(builder.build()).items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: {REMEDY}"
+
+
+def test_thumbnails_are_as_drawn(builder):
+    for name, workflow in builder.build().items():
+        from tools.pictures import draw_thumbnail
+
+        path = builder.OUT / f"{name}.jpg"
+        assert alike(path, draw_thumbnail(workflow)), f"{path.name}: {REMEDY}"
+        assert path.stat().st_size < 60_000
+
+
+def test_help_pictures_are_as_drawn(builder, our_schemas):
+    assert set(builder.HELP) == set(our_schemas)
+    for path, picture in builder.help_pictures(builder.build()).items():
+        assert alike(path, picture), f"{path.name}: {REMEDY}"
+
+
+def test_every_node_of_ours_is_in_a_workflow_or_only_of_use_with_own_files(builder, our_schemas):
+    shown = {box.kind for workflow in builder.build().values() for box in workflow.nodes}
+    assert set(our_schemas) - shown == {"LLaDAUniLoadTokens"}
