@@ -5,7 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from safetensors.torch import load_file
+
+# The same examples at every run, and no clock: a red test is a fault, not the day's luck.
+settings.register_profile("project", derandomize=True, deadline=None)
+settings.load_profile("project")
 
 GOLDENS = Path(__file__).parent / "goldens" / "alpha"
 

@@ -86,6 +86,7 @@ class Canvas:
         self.positions = (torch.arange(capacity, device=device) - self.pads[:, None]).clamp_min(0)
         rows = len(prompts)
         self.cache = PrefixCache(backbone.config, rows, capacity, device, dtype, key_norms=sprint is not None)
+        self._drew_mask = False  # the mask token may be drawn; no text ends behind one (contract section 6)
         self._last_mask: tuple[int, int, torch.Tensor | None] | None = None
         self.confidence = torch.zeros(rows, capacity, device=device) if sprint else None
 
@@ -110,13 +111,16 @@ class Canvas:
             end = self._end_of_text(start, target, task)
             if end is not None:
                 return Filled(self.ids[0, begin:end].tolist(), rounds, True)
-            self.length = min(start + self.block, target)
+            before, self.length = self.length, min(start + self.block, target)
+            self._drew_mask |= bool((self.ids[0, before : self.length] == self.mask_id).any())
         return Filled(self.ids[0, begin:target].tolist(), rounds, False)
 
     def _end_of_text(self, start: int, target: int, task: Task) -> int | None:
         """Position after the first stop of the block at `start` that no mask stands before, if there is one."""
+        if not task.stops or self._drew_mask:
+            return None
         first = max(start, self.length)
-        ids = self.ids[0, first : min(start + self.block, target)].tolist() if task.stops else ()
+        ids = self.ids[0, first : min(start + self.block, target)].tolist()
         for at, token in enumerate(ids, first):
             if token in task.stops:
                 return at + 1
@@ -191,10 +195,10 @@ class Canvas:
         if kept is None:
             return None
         positions, real = kept
-        mask = None
-        if not bool(real.all()):
-            mask = torch.cat((real, real.new_ones(len(real), self.block)), -1)[:, None, None]
-        return PrunedPrefix(self.cache, positions, self.block), mask
+        # A short row's padding may reach into the block itself.
+        block = torch.arange(start, start + self.block, device=self.ids.device) >= self.pads[:, None]
+        mask = torch.cat((real, block), -1)
+        return PrunedPrefix(self.cache, positions, self.block), None if bool(mask.all()) else mask[:, None, None]
 
 
 def top_probability(logits: torch.Tensor) -> torch.Tensor:

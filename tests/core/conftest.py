@@ -7,14 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
 from safetensors.torch import load_file, save_file
 
 from llada_core.engine import LLaDAUni
 from llada_core.prompts import Vocabulary
-
-settings.register_profile("engine", derandomize=True, deadline=None)
-settings.load_profile("engine")
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from llada_core.options import Guidance, Sampling, Sprint
@@ -52,10 +52,25 @@ def fast(tiny, prompts, task, sprint, sampling=None, guidance=EDIT) -> tuple[Can
     threshold=st.sampled_from([0.2, 0.5, 0.93]),
     seed=st.integers(0, 10**6),
 )
+@example(
+    lengths=[1, 84, 58],  # the first row's padding reaches into the block
+    block=10,
+    count=1,
+    steps=2,
+    text=0.8,
+    image=0.8,
+    warmup=0,
+    alpha=0.0,
+    kind="low_confidence",
+    threshold=0.2,
+    seed=2299,
+)
 def test_pruned_runs_equal_the_oracle(
     lengths, block, count, steps, text, image, warmup, alpha, kind, threshold, seed, tiny, slow
 ):
     """Rounds over gathered prefixes equal full forwards with the hidden positions masked out, one to three rows."""
+    # A block of masks that sees nothing else predicts the same everywhere: which is best is a matter of rounding.
+    assume((warmup, text, image) != (0, 0.0, 0.0))
     prompts, task = prompts_of(lengths, seed), Task(count, steps, IMAGES, VOCABULARY)
     sprint = Sprint(0.6, text, image, threshold, warmup, alpha, kind)
     sampling = Sampling(block_length=block)
