@@ -3,14 +3,23 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint tests/constraints.txt
+INSTALL := pip install --quiet --disable-pip-version-check --constraint tests/constraints.txt
+PIP := $(BIN)/$(INSTALL)
+HOST_PIP := $(VENV)/host/bin/$(INSTALL)
 
 # A real ComfyUI: COMFYUI_PATH, or the folder two levels up when the pack sits in custom_nodes.
 ABOVE := $(if $(filter custom_nodes,$(notdir $(abspath ..))),$(dir $(wildcard ../../main.py)))
 COMFYUI := $(or $(COMFYUI_PATH),$(ABOVE))
-# It runs in COMFYUI_PYTHON or in a virtual environment of its own; where there is neither, ours takes its packages.
+# It runs in COMFYUI_PYTHON or in a virtual environment of its own; where there is neither, in one made here, on top
+# of ours, so that what it needs does not get in the way of the tests.
 ITS_PYTHON := $(or $(COMFYUI_PYTHON),$(wildcard $(COMFYUI)/venv/bin/python),$(wildcard $(COMFYUI)/.venv/bin/python))
-HOST := $(if $(COMFYUI),$(if $(ITS_PYTHON),,$(VENV)/host-is-ready))
+ifneq ($(COMFYUI),)
+ifeq ($(ITS_PYTHON),)
+HOST := $(VENV)/host/is-ready
+export COMFYUI_PYTHON := $(abspath $(VENV)/host/bin/python)
+endif
+endif
+SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 
 # The models here are tiny: a second thread costs more than it gives.
 export OMP_NUM_THREADS ?= 1
@@ -33,11 +42,13 @@ $(VENV)/is-ready: requirements.txt tests/requirements.txt tests/constraints.txt
 	@touch $@
 
 # Everything ComfyUI asks for but torch and what is built against it; torchvision comes without a torch of its own.
-$(VENV)/host-is-ready: $(VENV)/is-ready $(COMFYUI)/requirements.txt
-	@echo "Adding what the ComfyUI in $(COMFYUI) needs."
-	grep -viE '^(torch|torchvision|torchaudio)([^a-z].*)?$$' $(COMFYUI)/requirements.txt > $(VENV)/host-requirements.txt
-	$(PIP) --requirement $(VENV)/host-requirements.txt --requirement requirements.txt
-	$(PIP) --no-deps torchvision
+$(VENV)/host/is-ready: $(VENV)/is-ready $(COMFYUI)/requirements.txt
+	@echo "Setting up $(VENV)/host with what the ComfyUI in $(COMFYUI) needs."
+	$(BIN)/python -m venv $(VENV)/host
+	$(BIN)/python -c '$(SITE)' > "$$($(VENV)/host/bin/python -c '$(SITE)')/ours.pth"
+	grep -viE '^(torch|torchvision|torchaudio)([^a-z].*)?$$' $(COMFYUI)/requirements.txt > $(VENV)/host/requirements.txt
+	$(HOST_PIP) --requirement $(VENV)/host/requirements.txt --requirement requirements.txt
+	$(HOST_PIP) --no-deps torchvision
 	@touch $@
 
 clean:

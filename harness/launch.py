@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 
 
-def declare_operators() -> None:
-    """Declare torchvision's nms and qnms where nothing has."""
+def declare_operators() -> torch.library.Library:
+    """Declare torchvision's nms and qnms; they last as long as what is returned."""
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
 
 
 if __name__ == "__main__":
@@ -27,7 +27,7 @@ if __name__ == "__main__":
     except RuntimeError:
         for module in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
             del sys.modules[module]
-        declare_operators()
+        declared = declare_operators()
     sys.argv = sys.argv[1:]
     sys.path.insert(0, str(Path(sys.argv[0]).parent))
     runpy.run_path(sys.argv[0], run_name="__main__")
