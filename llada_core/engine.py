@@ -106,6 +106,8 @@ class LLaDAUni:
         self.layout = Layout.open(Path(folder))
         self.residence = residence or OneDevice()
         self._palette: torch.Tensor | None = None
+        self._budgets = PixelBudgets()
+        self._warned = False
         self.config = BackboneConfig.from_dict(read_json("backbone", self.layout.root / "config.json"))
         tokenizer = self.layout.root / "tokenizer.json"
         self.vocabulary = Vocabulary.open(tokenizer, self.config.image_token_offset, self.config.vocab_size)
@@ -314,6 +316,7 @@ class LLaDAUni:
             self.layout.require(needed)
         for grid in tokens.grids:
             check_grid(*grid.shape)
+        self._warn_of_size(max(grid.numel() for grid in tokens.grids))
         latents = []
         for index, grid in enumerate(tokens.grids):
             embedder = self._seat("sigvq").module
@@ -331,6 +334,13 @@ class LLaDAUni:
             images.append(decode_latents(seat.module, latent, seat.device, seat.dtype)[0])
         report(progress, Progress(len(latents), len(latents), "pixels"))
         return images
+
+    def _warn_of_size(self, count: int) -> None:
+        """Say once that a picture is larger than those the decoders were trained on (contract sections 1 and 5)."""
+        trained = self._budgets.edit // PATCH**2
+        if count > trained and not self._warned:
+            self._warned = True
+            log.warning("decoding %d tokens; up to %d were trained, larger pictures lose detail", count, trained)
 
     def _seat(self, part: str, working_bytes: Callable[[Any, torch.dtype], int] = lambda config, dtype: 0) -> Seat:
         """A part, ready to run. working_bytes: (the part's configuration, dtype of activations) -> bytes."""

@@ -7,6 +7,7 @@ import torch
 
 from ..backbone.cache import PrefixCache, PrunedPrefix
 from ..backbone.model import Backbone, block_causal_mask
+from ..errors import InputError
 from ..options import Guidance, Sampling, Sprint
 from .guidance import merge
 from .sprint import kept_positions, least_accepted, scores
@@ -145,6 +146,9 @@ class Canvas:
             logits = merge(self.backbone.lm_head(hidden).float(), self.guidance)[:, task.low : task.high]
             kind = self.sprint.confidence if self.sprint else "low_confidence"
             chosen, confidence = predict(logits, self.sampling, kind, self.generator)
+            if step == 0 and not bool(confidence.isfinite().all()):
+                expected, remedy = "finite predictions", "Choose bf16 or fp32 in the loader."
+                raise InputError("precision", f"numbers beyond the range of {hidden.dtype}", expected, remedy)
             if self.sprint:
                 threshold, least = self.sprint.threshold, least_accepted(remaining, task.steps - step)
             else:

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llada_core.errors import InputError
 from llada_core.options import Guidance, Sampling
 from llada_core.sampling import diffusion
 from llada_core.sampling.diffusion import Canvas, Task
@@ -158,3 +159,12 @@ def test_a_canvas_leaves_the_global_generator_alone(tiny):
     draws = torch.Generator().manual_seed(5)
     Canvas(tiny, [random_ids(1, 30)], 40, MASK, Sampling(temperature=1.0), generator=draws).fill(task)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_predictions_out_of_range_are_an_error_before_anything_is_kept(tiny, monkeypatch):
+    """As float16 leaves them where it overflows: better no picture than one of noise."""
+    monkeypatch.setattr(tiny.lm_head, "forward", lambda x: torch.full((*x.shape[:-1], VOCABULARY), float("nan")))
+    canvas = Canvas(tiny, [random_ids(1, 30)], 40, MASK, Sampling())
+    with pytest.raises(InputError, match=r"precision: found numbers beyond the range of torch\.float32"):
+        canvas.fill(Task(40, 4, IMAGES, VOCABULARY))
+    assert (canvas.ids[0, 30:] == MASK).all()

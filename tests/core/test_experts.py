@@ -94,7 +94,9 @@ def routed(tokens: int, experts: list[int], k: int = 3) -> tuple[torch.Tensor, t
 
 @pytest.mark.parametrize("experts", [list(range(8)), [1, 4, 6], [0, 1, 7]])  # some experts have no token at all
 @pytest.mark.parametrize("tokens", [1, 2, 33])
-def test_looped_product(bank, tokens, experts):
+@pytest.mark.parametrize("product", ["_looped", "_padded"])
+def test_products_equal_every_expert_computed_densely(bank, tokens, experts, product, monkeypatch):
+    monkeypatch.setattr(module, "_product", lambda *_: getattr(module, product))
     x, chosen, weights = routed(tokens, experts)
     out = bank(x, chosen, weights)
     assert out.dtype == torch.float32
