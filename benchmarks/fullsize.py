@@ -165,7 +165,9 @@ def time_decoders(bench: Bench, sizes: Sizes, normal: bool) -> torch.Tensor:
     grid = torch.arange(sizes.grid**2).remainder(codes).view(sizes.grid, sizes.grid)
 
     def sample(decoding: Decoding) -> torch.Tensor:
-        return sample_latents(decoder, embedder, grid, decoding, 0, bench.device, sizes.dtype)
+        return sample_latents(
+            decoder, embedder(grid.to(bench.device)), tuple(grid.shape), decoding, 0, bench.device, sizes.dtype
+        )
 
     _, latents = bench.time(
         "turbo decoder, 8 rounds", lambda: sample(Decoding(turbo=True)), lambda: sample(Decoding(turbo=True, steps=1))

@@ -317,16 +317,14 @@ class LLaDAUni:
         for grid in tokens.grids:
             check_grid(*grid.shape)
         self._warn_of_size(max(grid.numel() for grid in tokens.grids))
+        embedder = self._seat("sigvq")
+        features = [embedder.module(grid.to(embedder.device)).cpu() for grid in tokens.grids]
         latents = []
-        for index, grid in enumerate(tokens.grids):
-            embedder = self._seat("sigvq").module
-            seat = self._seat(part, lambda config, dtype, size=grid.shape: decoder_working_bytes(*size, dtype, config))
-            callback = _shifted(progress, index, len(tokens.grids))
-            latents.append(
-                sample_latents(
-                    seat.module, embedder, grid, decoding, decoding.seed + index, seat.device, seat.dtype, callback
-                )
-            )
+        for index, (size, given) in enumerate(zip(tokens.sizes, features, strict=True)):
+            seat = self._seat(part, lambda config, dtype, size=size: decoder_working_bytes(*size, dtype, config))
+            callback = _shifted(progress, index, len(features))
+            seed = decoding.seed + index
+            latents.append(sample_latents(seat.module, given, size, decoding, seed, seat.device, seat.dtype, callback))
         images = []
         for index, (grid, latent) in enumerate(zip(tokens.grids, latents, strict=True)):
             report(progress, Progress(index, len(latents), "pixels"))

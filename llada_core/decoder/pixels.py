@@ -138,20 +138,21 @@ def vae_working_bytes(h: int, w: int, dtype: torch.dtype, config: Mapping[str, A
 @torch.no_grad()
 def sample_latents(
     decoder: nn.Module,
-    embedder: nn.Module,
-    grid: torch.Tensor,
+    features: torch.Tensor,
+    size: tuple[int, int],
     decoding: Decoding,
     seed: int,
     device: torch.device,
     dtype: torch.dtype,
     progress: ProgressCallback | None = None,
 ) -> torch.Tensor:
-    """Codes → clean latents, the decoder's part of the work.
+    """Features of a grid's codes → clean latents, the decoder's part of the work.
 
     Args:
         decoder: a loaded `SemanticDecoder`, the turbo one where `decoding.turbo`.
-        embedder: a loaded `SigVQEmbedder`.
-        grid: int64 [h, w].
+        features: [4·h·w, width], `SigVQEmbedder`'s answer; brought to the device here, because a host may have sent
+            the embedder away to make room for the decoder.
+        size: (h, w) of the grid, in tokens.
         decoding: kind, steps and guidance.
         seed: of this image's noise; image i of a batch has decoding.seed + i.
         device, dtype: where and in what the transformer computes. The latents themselves stay float32 (normal) or
@@ -164,9 +165,9 @@ def sample_latents(
     Raises:
         InputError: a grid too large for the decoder, or latents that left the range of `dtype`.
     """
-    h, w = grid.shape
+    h, w = size
     check_grid(h, w)
-    features = embedder(grid.to(device)).to(device, dtype)
+    features = features.to(device, dtype)
     conditioning = decoder.condition(features)
     guided = not decoding.turbo and decoding.guidance > 0
     nothing = decoder.condition(torch.zeros_like(features)) if guided else None

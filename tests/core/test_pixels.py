@@ -45,9 +45,14 @@ def grid_of(case) -> torch.Tensor:
     return torch.tensor(case["token_ids"]).view(case["h"], case["w"])
 
 
+def latents_of(decoder, embedder, grid, *rest) -> torch.Tensor:
+    """Codes to latents: the embedder, then the decoder."""
+    return sample_latents(decoder, embedder(grid), tuple(grid.shape), *rest)
+
+
 def decode(decoder, embedder, vae, grid, decoding, progress=None) -> torch.Tensor:
     """Codes to a picture [1, H, W, 3], both steps."""
-    latents = sample_latents(decoder, embedder, grid, decoding, decoding.seed, CPU, torch.float32, progress)
+    latents = latents_of(decoder, embedder, grid, decoding, decoding.seed, CPU, torch.float32, progress)
     return decode_latents(vae, latents, CPU, torch.float32)
 
 
@@ -134,7 +139,7 @@ def test_the_conditioning_is_prepared_once_a_picture(decoders, embedder, decodin
 
     hooks = [decoder.context_refiner[0].register_forward_hook(count("refiner"))]
     hooks.append(decoder.layers[0].register_forward_hook(count("layer")))
-    sample_latents(decoder, embedder, some_grid(1, 1), decoding, 0, CPU, torch.float32)
+    latents_of(decoder, embedder, some_grid(1, 1), decoding, 0, CPU, torch.float32)
     for hook in hooks:
         hook.remove()
     assert calls == {"refiner": refined, "layer": evaluated}
@@ -143,7 +148,7 @@ def test_the_conditioning_is_prepared_once_a_picture(decoders, embedder, decodin
 def test_guidance_changes_the_picture(decoders, embedder):
     def latents(guidance):
         decoding = Decoding(turbo=False, steps=4, guidance=guidance)
-        return sample_latents(decoders["decoder"], embedder, some_grid(2, 2), decoding, 0, CPU, torch.float32)
+        return latents_of(decoders["decoder"], embedder, some_grid(2, 2), decoding, 0, CPU, torch.float32)
 
     assert distance(latents(1.0), latents(0.0)) > 1e-3
     assert distance(latents(3.0), latents(1.0)) > 1e-3
@@ -154,7 +159,7 @@ def test_latents_depend_on_the_seed_alone(decoders, embedder, turbo):
     decoding = Decoding(turbo=turbo, steps=2)
 
     def latents(seed):
-        return sample_latents(decoders["decoder"], embedder, some_grid(2, 3), decoding, seed, CPU, torch.float32)
+        return latents_of(decoders["decoder"], embedder, some_grid(2, 3), decoding, seed, CPU, torch.float32)
 
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -173,8 +178,8 @@ def test_bfloat16_comes_near_float32(golden_checkpoint, decoders, embedder, vae,
     half = open_decoder(golden_checkpoint / name, WIDTH).load(torch.bfloat16)
     codes = open_embedder(golden_checkpoint / "image_tokenizer").load(torch.bfloat16)
     decoding = Decoding(turbo=turbo, steps=4)
-    exact = sample_latents(decoders[name], embedder, some_grid(4, 4), decoding, 0, CPU, torch.float32)
-    near = sample_latents(half, codes, some_grid(4, 4), decoding, 0, CPU, torch.bfloat16)
+    exact = latents_of(decoders[name], embedder, some_grid(4, 4), decoding, 0, CPU, torch.float32)
+    near = latents_of(half, codes, some_grid(4, 4), decoding, 0, CPU, torch.bfloat16)
     assert near.dtype == torch.float32
     assert 0 < distance(near, exact) < 0.05
     with torch.no_grad():
@@ -189,7 +194,7 @@ def test_numbers_out_of_range_are_not_taken_for_a_picture(decoders, embedder):
     broken = copy.deepcopy(decoders["decoder"])
     broken.all_final_layer["2-1"].linear.bias[0] = float("inf")
     with pytest.raises(InputError, match=r"precision: found numbers beyond the range of torch\.float32.*bf16"):
-        sample_latents(broken, embedder, some_grid(1, 1), Decoding(steps=2), 0, CPU, torch.float32)
+        latents_of(broken, embedder, some_grid(1, 1), Decoding(steps=2), 0, CPU, torch.float32)
 
 
 def test_progress_shows_every_round_and_the_latents_so_far(decoders, embedder, vae):
@@ -213,7 +218,7 @@ def test_a_listener_can_stop_it(decoders, embedder):
         return progress.done < 2
 
     with pytest.raises(Interrupted):
-        sample_latents(decoders["decoder"], embedder, some_grid(1, 1), Decoding(), 0, CPU, torch.float32, listen)
+        latents_of(decoders["decoder"], embedder, some_grid(1, 1), Decoding(), 0, CPU, torch.float32, listen)
     assert seen == [1, 2]
 
 
@@ -228,7 +233,7 @@ def test_grids_that_fit(h, w):
 @pytest.mark.parametrize(("h", "w"), [(513, 1), (1, 513), (91, 90), (93, 89)])
 def test_grids_that_do_not_fit(decoders, embedder, h, w):
     with pytest.raises(InputError, match=f"tokens: found a grid of {h} x {w}"):
-        sample_latents(decoders["decoder"], embedder, some_grid(h, w), Decoding(), 0, CPU, torch.float32)
+        latents_of(decoders["decoder"], embedder, some_grid(h, w), Decoding(), 0, CPU, torch.float32)
 
 
 # VAE
