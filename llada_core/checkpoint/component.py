@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError
-from .weights import PickledTensors, Slot, TensorFiles, entry_numel, fill, need, torch_dtype
+from .weights import OnRead, PickledTensors, Slot, TensorFiles, entry_numel, fill, need, torch_dtype
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +54,13 @@ class Component:
 
         return sum(size(name, tensor) for name, tensor in self.module.state_dict().items())
 
-    def load(self, dtype: torch.dtype) -> nn.Module:
+    def load(self, dtype: torch.dtype, on_read: OnRead | None = None) -> nn.Module:
         """Read the weights as `dtype` into a module of their own: on the CPU, in eval mode, without gradients.
 
-        `module` stays as it is, so that a component can be loaded, released and loaded again.
+        `module` stays as it is, so that a component can be loaded, released and loaded again. `on_read` hears of
+        each tensor; an exception from it ends the reading and leaves nothing behind.
         """
-        return fill(copy.deepcopy(self.module), self.source, self.slots, dtype, self.keep_float32)
+        return fill(copy.deepcopy(self.module), self.source, self.slots, dtype, self.keep_float32, on_read)
 
 
 def known_fields(label: str, config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:

@@ -108,6 +108,7 @@ class PickledTensors:
 
 
 Place = Callable[[str], Slot | None]
+OnRead = Callable[[int, int], None]
 
 
 def plan(module: nn.Module, source: TensorFiles | PickledTensors, place: Place) -> dict[str, Slot]:
@@ -179,6 +180,7 @@ def fill(
     slots: Mapping[str, Slot],
     dtype: torch.dtype | None,
     keep_float32: Callable[[str], bool] = lambda name: False,
+    on_read: OnRead | None = None,
 ) -> nn.Module:
     """Give a meta module its weights: allocate each tensor once, read every file tensor into its place.
 
@@ -187,6 +189,7 @@ def fill(
         source, slots: the files and `plan`'s answer.
         dtype: of every floating-point parameter; None keeps what the files say (FP8 becomes bfloat16).
         keep_float32: names that stay float32 whatever dtype says.
+        on_read: (numbers read, numbers in all), called after each tensor.
 
     Returns:
         The same module.
@@ -206,11 +209,15 @@ def fill(
     targets = module.state_dict()
     scales = {key: key.removesuffix(".weight") + SCALE_SUFFIX for key in slots if source.entries[key].dtype[:2] == "F8"}
     scale_values = {key: tensor.clone() for key, tensor in source.read(scales.values())}
+    done, total = 0, sum(entry_numel(source.entries[key].shape) for key in slots)
     for key, tensor in source.read(slots):
         slot = slots[key]
         if key in scales:
             tensor = dequantize(tensor, scale_values[scales[key]])
         targets[slot.name][slot.index].copy_(tensor)
+        done += tensor.numel()
+        if on_read:
+            on_read(done, total)
     left = [name for name, tensor in module.state_dict().items() if tensor.is_meta]
     left += [name for name, buffer in module.named_buffers() if buffer.is_meta]
     if left:

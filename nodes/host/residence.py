@@ -3,6 +3,7 @@
 import logging
 
 import comfy.model_management as management
+import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import nn
@@ -56,7 +57,7 @@ class HostResidence:
         dtype = weights_dtype(part, self._dtype or _native(component, device))
         log.info("LLaDA-Uni: reading %s as %s, %.1f GB", part, dtype, component.bytes(dtype) / 1e9)
         # The host's log names a model by its class.
-        held = type(f"LLaDA-Uni {part}", (Held,), {})(adopt(component.load(dtype)))
+        held = type(f"LLaDA-Uni {part}", (Held,), {})(adopt(component.load(dtype, _bar())))
         return ModelPatcher(held, load_device=device, offload_device=offload), dtype
 
 
@@ -72,3 +73,16 @@ def _native(component: Component, device: torch.device) -> torch.dtype:
     if stored == torch.float16 and not management.should_use_fp16(device):
         return torch.float32
     return stored
+
+
+def _bar():
+    """A progress bar for reading weights, in percent, that heeds the host's interruption."""
+    bar = comfy.utils.ProgressBar(100)
+
+    def on_read(done: int, total: int) -> None:
+        management.throw_exception_if_processing_interrupted()
+        percent = 100 * done // total
+        if percent != bar.current:
+            bar.update_absolute(percent)
+
+    return on_read

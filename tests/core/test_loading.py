@@ -242,3 +242,19 @@ def test_encoding_without_a_vision_tower_names_its_files(checkpoint_copy):
     model = LLaDAUni(checkpoint_copy)
     with pytest.raises(CheckpointError, match=r"no image_tokenizer/image_tokenizer\.safetensors"):
         model.encode(torch.zeros(1, 64, 64, 3))
+
+
+def test_reading_is_reported_and_can_be_stopped(model):
+    component = model.components["backbone"]
+    seen = []
+    component.load(torch.float32, lambda done, total: seen.append((done, total)))
+    total = sum(p.numel() for p in component.module.state_dict().values())
+    assert seen[-1] == (total, total)
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+
+    def stop(done: int, total: int) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        component.load(torch.float32, stop)
+    assert all(p.is_meta for p in component.module.parameters())

@@ -123,6 +123,7 @@ def test_free_releases_the_components(comfy_server, graphs):
     assert run.status == "success"
     assert "load" in run.executed  # its checkpoint was dropped with the host's cache
     assert "reading backbone" in comfy_server.log[marker:]  # and so were its weights
+    assert [data for data in run.of("progress") if data["max"] == 100 and data["node"] == "sample"]  # read with a bar
 
 
 def test_an_empty_prompt_and_odd_sizes_are_refused_at_once(comfy_server, graphs):
