@@ -1,0 +1,234 @@
+"""What the trained miniature gets right, and how fast: held-out prompts, judged by a checker that looks at pixels.
+
+Text to image, thinking, questions, edits and stories about scenes that training never saw; plain sampling against
+SPRINT with the paper's settings, guidance on against off, the turbo decoder against the normal one. Every picture goes
+from the backbone's tokens through the decoder to pixels before `miniature.checker` judges it; the model never judges
+itself. Rounds are the backbone's, a generation; tokens/s are of the backbone alone.
+
+    python -m benchmarks.quality CHECKPOINT [--count 300] [--device cuda] [--markdown FILE] [--json FILE]
+
+The normal decoder takes 49 rounds of two evaluations a picture, most of the time on a CPU: `--normal 50` has it decode
+only the first 50 pictures, and compares turbo with it on the same ones.
+"""
+
+import argparse
+import random
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from llada_core.engine import LLaDAUni
+from llada_core.options import Decoding, Guidance, Sampling, Sprint
+from llada_core.residence import OneDevice
+from llada_core.sampling.tasks import Usage
+from llada_core.tokens import ImageTokens, join
+from miniature.checker import Report, changed_places, look, preserved
+from miniature.examples import Example, example
+from miniature.texts import read_scene, same_answer
+from miniature.world import Scene, Thing, render
+
+from .support import add_json, show
+
+SPRINT = Sprint()  # the paper's settings are the defaults
+SHORT = Sampling(thinking_length=160)  # plans here are shorter; a model that has not learnt to stop must not go on
+ATTRIBUTES = ("shape", "colour", "size", "place")
+
+
+class Tally:
+    """Shares of what was right, by name, and what the sampling took."""
+
+    def __init__(self):
+        self.right: dict[str, list[float]] = {}
+        self.usages: list[Usage] = []
+
+    def add(self, name: str, right: bool | float) -> None:
+        """One more judgement."""
+        self.right.setdefault(name, []).append(float(right))
+
+    def figures(self) -> dict[str, float]:
+        """Per cent by name, then rounds a generation and tokens a second."""
+        shares = {name: 100 * sum(values) / len(values) for name, values in self.right.items()}
+        if self.usages:
+            total = sum(self.usages, Usage(0, 0, 0.0))
+            shares["rounds"] = total.rounds / len(self.usages)
+            shares["tokens/s"] = total.tokens / max(total.seconds, 1e-9)
+        return shares
+
+
+def examples(task: str, count: int, seed: int) -> list[Example]:
+    """Held-out examples of a task, always the same ones."""
+    rng = random.Random(f"{task} {seed}")
+    return [example(rng, "held-out", task) for _ in range(count)]
+
+
+def judge(tally: Tally, scene: Scene, report: Report) -> None:
+    """Compare a report with the scene, object by object and as a whole."""
+    left = list(report.things)
+    for thing in scene.things:
+        best = max(left, key=lambda found: _alike(found, thing), default=None)
+        if best is not None:
+            left.remove(best)
+        for name in ATTRIBUTES:
+            right = best is not None and getattr(best, name) == getattr(thing, name)
+            tally.add(name, right)
+            if len(scene.things) == 1:
+                tally.add(f"{name}, one object", right)
+    tally.add("count", len(report.things) == len(scene.things))
+    tally.add("background", report.background == scene.background)
+    tally.add("all right", report.shows(scene))
+    tally.add(f"all right, {len(scene.things)}", report.shows(scene))
+
+
+def _alike(first: Thing, second: Thing) -> int:
+    # The place counts most: it tells which object is meant where several are alike.
+    return 2 * (first.place == second.place) + sum(getattr(first, n) == getattr(second, n) for n in ATTRIBUTES[:3])
+
+
+class Quality:
+    """The measurements on one checkpoint.
+
+    Args:
+        model: the checkpoint.
+        count: examples a task.
+        normal: pictures that the normal decoder decodes too.
+        seed: of the examples.
+    """
+
+    def __init__(self, model: LLaDAUni, count: int, normal: int, seed: int = 0):
+        self.model, self.count, self.normal, self.seed = model, count, normal, seed
+
+    def picture(self, tokens: ImageTokens, turbo: bool = True) -> Report:
+        """What the decoded tokens show."""
+        (image,) = self.model.decode(tokens, Decoding(turbo=turbo))
+        return look(image.numpy())
+
+    def encode(self, scenes: Iterable[Scene], purpose: str) -> ImageTokens:
+        """Pictures of scenes as tokens, one by one: they may differ in size."""
+        pixels = (torch.from_numpy(np.asarray(render(scene)).copy())[None] / 255 for scene in scenes)
+        return join([self.model.encode(one, purpose) for one in pixels])
+
+    def draw(self, thinking: bool = False, sprint: Sprint | None = None, guidance: Guidance | None = None) -> Tally:
+        """Text to image; of plain drawing, the first ones with both decoders."""
+        tally, both = Tally(), not thinking and sprint is None and guidance is None
+        for index, made in enumerate(examples("draw", self.count, self.seed)):
+            scene = made.frames[-1][1]
+            height, width = (side * 32 for side in scene.grid)
+            options = {"thinking": thinking, "sprint": sprint, "guidance": guidance, "sampling": SHORT}
+            drawn = self.model.generate(made.instruction, height, width, **options)
+            tally.usages.append(drawn.usage)
+            report = self.picture(drawn.tokens)
+            judge(tally, scene, report)
+            if thinking:
+                tally.add("plan right", read_scene(drawn.thinking) == (scene.things, scene.background))
+            if both and index < self.normal:
+                tally.add("turbo, of both", report.shows(scene))
+                tally.add("normal, of both", self.picture(drawn.tokens, turbo=False).shows(scene))
+        return tally
+
+    def redraw(self) -> Tally:
+        """True pictures through SigLIP-VQ and the decoders: what no backbone can do better than."""
+        tally = Tally()
+        for index, made in enumerate(examples("draw", self.count, self.seed)):
+            scene = made.frames[-1][1]
+            tokens = self.encode([scene], "edit")
+            tally.add("turbo", self.picture(tokens).shows(scene))
+            if index < self.normal:
+                tally.add("normal", self.picture(tokens, turbo=False).shows(scene))
+        return tally
+
+    def questions(self, sprint: Sprint | None = None) -> Tally:
+        """Questions about one or two pictures, by kind."""
+        tally = Tally()
+        for made in examples("understand", self.count, self.seed):
+            tokens = self.encode(made.references, "understand")
+            answer = self.model.answer(made.instruction, tokens, max_new_tokens=128, sprint=sprint)
+            tally.usages.append(answer.usage)
+            right = same_answer(answer.text, made.frames[0][0])
+            tally.add("right", right)
+            tally.add(made.kind, right)
+        return tally
+
+    def edits(self, sprint: Sprint | None = None, guidance: Guidance | None = None) -> Tally:
+        """Edits of one picture, and with an object of a second one; the rest must stay."""
+        tally = Tally()
+        for made in examples("edit", self.count, self.seed):
+            before, after = made.references[0], made.frames[-1][1]
+            references = self.encode(made.references, "edit")
+            options = {"references": references, "sprint": sprint, "guidance": guidance}
+            drawn = self.model.generate(made.instruction, **options)
+            tally.usages.append(drawn.usage)
+            report = self.picture(drawn.tokens)
+            tally.add("right", report.shows(after))
+            tally.add("rest kept", preserved(before, report, changed_places(before, after)))
+            tally.add(made.kind, report.shows(after))
+        return tally
+
+    def stories(self) -> Tally:
+        """Stories of two or three pictures: every picture and every text."""
+        tally = Tally()
+        for made in examples("story", max(1, self.count // 5), self.seed):
+            told = self.model.interleave(made.instruction, 4, sampling=SHORT)
+            tally.usages.append(told.usage)
+            wanted = [scene for _, scene in made.frames if scene]
+            grids = told.tokens.grids if told.tokens else ()
+            tally.add("ended by itself", told.complete and len(grids) == len(wanted))
+            tally.add("texts", all(text in told.text for text, _ in made.frames))
+            for index, scene in enumerate(wanted):
+                drawn = index < len(grids) and ImageTokens((grids[index],), self.model.codebook_size)
+                tally.add("pictures", bool(drawn) and self.picture(drawn).shows(scene))
+        return tally
+
+
+def measurements(quality: Quality) -> dict[str, Callable[[], Tally]]:
+    """Every row of the table, by name."""
+    return {
+        "redraw": quality.redraw,
+        "draw, plain": quality.draw,
+        "draw, SPRINT": lambda: quality.draw(sprint=SPRINT),
+        "draw, no guidance": lambda: quality.draw(guidance=Guidance(text=1.0)),
+        "draw, thinking": lambda: quality.draw(thinking=True),
+        "draw, thinking, SPRINT": lambda: quality.draw(thinking=True, sprint=SPRINT),
+        "questions, plain": quality.questions,
+        "questions, SPRINT": lambda: quality.questions(sprint=SPRINT),
+        "edit, plain": quality.edits,
+        "edit, SPRINT": lambda: quality.edits(sprint=SPRINT),
+        "edit, no guidance": lambda: quality.edits(guidance=Guidance(text=0.0)),
+        "stories, plain": quality.stories,
+    }
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--count", type=int, default=300, help="prompts a task (stories: a fifth)")
+    parser.add_argument("--normal", type=int, help="pictures for the normal decoder; all by default")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", default="", help="only rows whose names begin so")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there, as the card shows it")
+    add_json(parser)
+    options = parser.parse_args()
+    model = LLaDAUni(options.checkpoint, OneDevice(options.device))
+    quality = Quality(model, options.count, options.count if options.normal is None else options.normal)
+    figures: dict[str, object] = {}
+    lines = [f"{options.count} held-out prompts a task; per cent right, by pixels and texts.", ""]
+    lines += ["| | right | rounds | tokens/s | by part |", "|---|---|---|---|---|"]
+    for name, measure in measurements(quality).items():
+        if not name.startswith(options.only):
+            continue
+        found = measure().figures()
+        figures |= {f"{name}: {key}": value for key, value in found.items()}
+        head = next(key for key in ("all right", "right", "pictures", "turbo") if key in found)
+        parts = ", ".join(f"{k} {v:.0f}" for k, v in found.items() if k not in (head, "rounds", "tokens/s"))
+        speed = [f"{found[key]:.1f}" if key in found else "" for key in ("rounds", "tokens/s")]
+        lines.append(f"| {name} | {found[head]:.1f} | {speed[0]} | {speed[1]} | {parts} |")
+        print(lines[-1], flush=True)
+        if options.markdown:
+            options.markdown.write_text("\n".join(lines) + "\n")
+    show(f"The miniature on {options.count} held-out prompts a task", figures, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""A run of the training that is as short as can be: two steps a stage."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from miniature.export import export
+from miniature.sizes import Schedule
+from miniature.stage import Budget, run
+from miniature.train import STAGES, make
+
+CPU = torch.device("cpu")
+SCHEDULES = {
+    "vae": Schedule(2, 1, 2e-3, 0.1),
+    "vision": Schedule(2, 3, 1e-3, 0.1),
+    "decoder": Schedule(2, 1, 1e-3, 0.3, 6),
+    "turbo": Schedule(2, 1, 3e-4, 0.1, 6),
+    "backbone": Schedule(2, 4, 1.5e-3, 0.4, 30),
+}
+
+
+@pytest.fixture(scope="session")
+def short_run(tmp_path_factory) -> Path:
+    """A folder with all five stages, two steps each."""
+    folder = tmp_path_factory.mktemp("run")
+    for name in STAGES:
+        run(make(name, folder, SCHEDULES[name], CPU, 0), folder, Budget(2), CPU)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def short_checkpoint(short_run) -> Path:
+    """That run as a checkpoint."""
+    return export(short_run, short_run / "checkpoint")
+
+
+@pytest.fixture
+def stage(short_run):
+    """name -> a stage that has not begun, on the pools of the short run."""
+    return lambda name: make(name, short_run, SCHEDULES[name], CPU, 0)
