@@ -1,0 +1,28 @@
+"""The engine: LLaDA2.0-Uni without ComfyUI. See `engine.LLaDAUni`."""
+
+from .engine import Answer, Generation, LLaDAUni, OneDevice, Story
+from .errors import CheckpointError, InputError
+from .options import Decoding, Guidance, Sampling, Sprint
+from .progress import Interrupted, Progress, TokenPreview
+from .tokens import ImageTokens, join, load_tokens, save_tokens
+
+__all__ = [
+    "Answer",
+    "CheckpointError",
+    "Decoding",
+    "Generation",
+    "Guidance",
+    "ImageTokens",
+    "InputError",
+    "Interrupted",
+    "LLaDAUni",
+    "OneDevice",
+    "Progress",
+    "Sampling",
+    "Sprint",
+    "Story",
+    "TokenPreview",
+    "join",
+    "load_tokens",
+    "save_tokens",
+]
