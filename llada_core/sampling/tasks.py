@@ -84,6 +84,9 @@ class Job:
         image = len(self.vocabulary.header(height, width)) + height * width
         self.check_room([thinking], image + 1, f"a plan and an image of {height} x {width} tokens")
         most = min(self.sampling.thinking_length, self.room(thinking) - image)
+        if most < self.sampling.thinking_length:
+            asked = self.sampling.thinking_length
+            log.info("thinking: at most %d new tokens instead of %d, to leave room for the image", most, asked)
         ids, usage = self.write(thinking, most, self.sampling.thinking_steps, stops, "thinking")
         return (ids[:-1] if ids[-1] == self.vocabulary.end else ids), usage
 
