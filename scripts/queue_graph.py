@@ -108,11 +108,12 @@ async def queue_once(session: aiohttp.ClientSession, graph: dict, prompt_id: str
 
 async def known(session: aiohttp.ClientSession, prompt_id: str) -> bool:
     """Whether the server has the work: waiting, running or done."""
-    if await finished(session, prompt_id):
-        return True
     async with session.get("/queue") as answer:
         queue = await answer.json()
-    return any(item[1] == prompt_id for item in queue["queue_running"] + queue["queue_pending"])
+    if any(item[1] == prompt_id for item in queue["queue_running"] + queue["queue_pending"]):
+        return True
+    # In this order: work leaves the queue for the history, never the other way.
+    return await finished(session, prompt_id) is not None
 
 
 async def finished(session: aiohttp.ClientSession, prompt_id: str) -> dict | None:

@@ -19,9 +19,10 @@ GRAPH = {"1": {"class_type": "LLaDAUniSample", "inputs": {"prompt": ""}}}
 class BreakingServer:
     """Takes work as ComfyUI does, and drops the connection at chosen POSTs, before or after it took the work."""
 
-    def __init__(self, drops: list[str]):
+    def __init__(self, drops: list[str], moves_late: bool = False):
         self.drops = drops
         self.queued: list[dict] = []
+        self.looks = 2 if moves_late else 0  # answers of the history after which the work has left the queue for it
 
     async def prompt(self, request: web.Request) -> web.Response:
         drop = self.drops.pop(0) if self.drops else ""
@@ -32,11 +33,14 @@ class BreakingServer:
         return web.json_response({"prompt_id": self.queued[-1]["prompt_id"]} if self.queued else {})
 
     async def queue(self, request: web.Request) -> web.Response:
-        return web.json_response({"queue_running": [], "queue_pending": []})
+        running = [[0, work["prompt_id"]] for work in self.queued] if self.looks else []
+        return web.json_response({"queue_running": running, "queue_pending": []})
 
     async def history(self, request: web.Request) -> web.Response:
         done = {"status": {"status_str": "success", "messages": []}, "outputs": {"1": {"text": ["done"]}}}
-        ids = [work["prompt_id"] for work in self.queued]
+        ids = [] if self.looks else [work["prompt_id"] for work in self.queued]
+        if self.queued and self.looks:
+            self.looks -= 1
         return web.json_response({request.match_info["id"]: done} if request.match_info["id"] in ids else {})
 
     async def ws(self, request: web.Request) -> web.WebSocketResponse:
@@ -47,7 +51,7 @@ class BreakingServer:
         return socket
 
     @contextlib.asynccontextmanager
-    async def running(self):
+    async def running_at(self):
         """The server's address."""
         app = web.Application()
         app.router.add_post("/prompt", self.prompt)
@@ -79,7 +83,7 @@ def test_work_is_queued_once_however_the_connection_breaks(tmp_path, drops):
     server = BreakingServer(drops)
 
     async def scenario():
-        async with server.running() as url:
+        async with server.running_at() as url:
             return await queue(
                 str(tmp_path / "graph.json"), "--server", url, "--prompt", "a fox", "--out", str(tmp_path / "results")
             )
@@ -89,6 +93,19 @@ def test_work_is_queued_once_however_the_connection_breaks(tmp_path, drops):
     assert len(server.queued) == 1
     assert server.queued[0]["prompt"]["1"]["inputs"]["prompt"] == "a fox"
     assert (tmp_path / "results" / "node-1.txt").read_text() == "done\n"
+
+
+def test_work_that_ends_between_two_looks_is_not_taken_for_lost(tmp_path):
+    (tmp_path / "graph.json").write_text(json.dumps(GRAPH))
+    server = BreakingServer([], moves_late=True)
+
+    async def scenario():
+        async with server.running_at() as url:
+            return await queue(str(tmp_path / "graph.json"), "--server", url, "--out", str(tmp_path / "results"))
+
+    status, said = asyncio.run(scenario())
+    assert status == 0, said
+    assert len(server.queued) == 1
 
 
 def test_a_server_that_never_answers_is_an_error_that_says_so(tmp_path):
