@@ -118,6 +118,8 @@ class LLaDAUni:
             self._open_pixel_parts()
         for part, files in self.layout.missing.items():
             log.info("checkpoint %s has no %s (%s)", self.layout.root.name, part, ", ".join(files))
+        if not self.layout.has("sigvq"):
+            log.info("without its SigVQ embedding the token grid has no colours, and no preview is drawn of it")
 
     def _open_pixel_parts(self) -> None:
         """Match what goes between pixels and tokens with its files, as far as the checkpoint has it."""

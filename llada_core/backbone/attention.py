@@ -1,12 +1,15 @@
 """Attention kernels behind one call. Heads that share keys are folded into the queries, so no key is copied."""
 
 import importlib.util
+import logging
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
 from ..errors import InputError, check_choice
+
+log = logging.getLogger(__name__)
 
 KINDS = ("auto", "sdpa", "flash_attention_2", "eager")
 
@@ -27,6 +30,7 @@ def choose(kind: str) -> Attend:
         if importlib.util.find_spec("flash_attn") is None:
             remedy = "Install flash-attn for your CUDA and torch, or choose sdpa, which needs nothing."
             raise InputError("attention", "flash_attention_2 without the flash-attn package", "sdpa", remedy)
+        log.info("flash_attention_2 serves rounds without a mask; prompts and padded guidance rows take sdpa")
         return flash
     return eager if kind == "eager" else sdpa
 

@@ -84,6 +84,12 @@ def flash_calls(monkeypatch):
     return calls
 
 
+def test_what_flash_leaves_to_sdpa_is_said_when_it_is_chosen(flash_calls, caplog):
+    with caplog.at_level("INFO"):
+        choose("flash_attention_2")
+    assert len([record for record in caplog.records if "take sdpa" in record.getMessage()]) == 1
+
+
 def test_flash_takes_rounds_without_a_mask(flash_calls):
     q, k, v = random_qkv(8, 40)
     assert choose("flash_attention_2") is flash
