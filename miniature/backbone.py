@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from llada_core.backbone.config import BackboneConfig
-from llada_core.backbone.experts import Router
+from llada_core.backbone.experts import Experts, Router
 from llada_core.backbone.model import Backbone, RMSNorm
 
 from . import pools, tokenizer
@@ -106,6 +106,9 @@ class BackboneStage(Stage):
         self.module = nn.ModuleDict({"model": backbone, "help": nn.Linear(BACKBONE["hidden_size"], PLACES)})
         self.pool = code_pool(folder, schedule.pool, device, workers)
         self.routers = [module for module in backbone.modules() if isinstance(module, Router)]
+        for module in backbone.modules():
+            if isinstance(module, Experts):
+                module.register_forward_pre_hook(_in_autocast)
         self._loads: dict[int, torch.Tensor] = {}
         for index, router in enumerate(self.routers):
             _in_float32(router)
@@ -161,6 +164,14 @@ class BackboneStage(Stage):
         for index, router in enumerate(self.routers):
             load = self._loads[index]
             router.expert_bias += _BIAS_RATE * (load.mean() - load).sign()
+
+
+def _in_autocast(module: nn.Module, given: tuple) -> tuple:
+    """Experts multiply in the dtype of their rows: give them autocast's, so that a GPU takes the grouped product."""
+    x, *rest = given
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    return (x, *rest)
 
 
 def _in_float32(router: Router) -> None:

@@ -25,13 +25,12 @@ DTYPE = torch.bfloat16
 STAGES = ("vae", "vision", "decoder", "turbo", "backbone")
 
 
-def export(run: Path, target: Path, device: str = "cpu") -> Path:
+def export(run: Path, target: Path) -> Path:
     """Write the checkpoint; returns its folder.
 
     Args:
         run: folder of a training run.
         target: made anew.
-        device: what it was trained on, for the card.
     """
     fresh = target.with_name(f"{target.name}.{os.getpid()}.part")  # two programs may export at the same time
     shutil.rmtree(fresh, ignore_errors=True)
@@ -55,7 +54,7 @@ def export(run: Path, target: Path, device: str = "cpu") -> Path:
         (fresh / "vae").mkdir()
         _json(fresh / "vae" / "config.json", {"_class_name": "AutoencoderKL", **VAE, **factors})
         _save(model.state_dict(), fresh / "vae" / "diffusion_pytorch_model.safetensors")
-    (fresh / "README.md").write_text(card(run, fresh, device))
+    (fresh / "README.md").write_text(card(run, fresh))
     shutil.rmtree(target, ignore_errors=True)
     fresh.replace(target)
     return target
@@ -116,7 +115,7 @@ def _json(path: Path, value: dict) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def card(run: Path, target: Path, device: str) -> str:
+def card(run: Path, target: Path) -> str:
     """The README of the checkpoint: what it is, how long each stage trained, with which last figures."""
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file()) / 1e6
     lines = []
@@ -124,10 +123,12 @@ def card(run: Path, target: Path, device: str) -> str:
         if (path := run / f"{stage}.pt").exists():
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             figures = ", ".join(f"{name} {value:.4g}" for name, value in state["figures"].items())
-            lines.append(f"| {stage} | {state['step']:,} | {state['seconds'] / 60:.1f} | {figures} |")
+            lines.append(
+                f"| {stage} | {state['step']:,} | {state['seconds'] / 60:.1f} | {state['device']} | {figures} |"
+            )
     measured = run / "quality.md"
     quality = measured.read_text() if measured.exists() else "Not measured yet: `python -m benchmarks.quality`.\n"
-    return _CARD.format(size=size, device=device, stages="\n".join(lines), quality=quality)
+    return _CARD.format(size=size, stages="\n".join(lines), quality=quality)
 
 
 _CARD = """---
@@ -143,8 +144,8 @@ at 256 wide x 192 high. It knows nothing else, and no weight of it comes from an
 Trained from nothing by `python -m miniature.train` with a fixed seed, on drawings and texts that the project makes
 itself (`miniature/world.py`, `miniature/texts.py`). One scene in ten is held out by a hash of its content.
 
-| stage | steps | minutes ({device}) | last figures in training |
-|---|---|---|---|
+| stage | steps | minutes | on | last figures in training |
+|---|---|---|---|---|
 {stages}
 
 ## Measured on held-out prompts
@@ -156,6 +157,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--device", default="cpu", help="what it was trained on, for the card")
     options = parser.parse_args()
-    export(options.run, options.checkpoint, options.device)
+    export(options.run, options.checkpoint)

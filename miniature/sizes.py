@@ -137,6 +137,6 @@ SCHEDULES = {
         "vision": Schedule(4_000, 256, 1e-3, 0.07),
         "decoder": Schedule(24_000, 96, 1e-3, 0.30, 20_000),
         "turbo": Schedule(5_000, 96, 3e-4, 0.07, 20_000),
-        "backbone": Schedule(24_000, 192, 1.5e-3, 0.44, 150_000),
+        "backbone": Schedule(24_000, 384, 1.5e-3, 0.44, 150_000),
     },
 }

@@ -76,14 +76,14 @@ def run(stage: Stage, folder: Path, budget: Budget, device: torch.device, worker
         workers: processes that prepare batches.
 
     Returns:
-        The final state: {"model", "optimizer", "step", "seconds", "figures", "done"}.
+        The final state: {"model", "optimizer", "step", "seconds", "figures", "done", "device"}.
     """
     path = folder / f"{stage.name}.pt"
     module = stage.module.to(device).train()
     optimizer = make_optimizer(module, stage.schedule.rate)
     state = {"step": 0, "seconds": 0.0, "figures": {}, "done": False}
     if path.exists():
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)  # AdamW counts its steps on the CPU
         module.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
     step, before, began = state["step"], state["seconds"], time.monotonic()
@@ -145,6 +145,7 @@ def take_step(stage: Stage, optimizer: torch.optim.Optimizer, batch: dict, step:
 
 def save(path: Path, module: nn.Module, optimizer, step: int, seconds: float, figures: dict, done: bool) -> dict:
     """Write a checkpoint so that a kill at any moment leaves the old one or the new one, and return it."""
+    device = next(module.parameters()).device
     state = {
         "model": module.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -152,6 +153,7 @@ def save(path: Path, module: nn.Module, optimizer, step: int, seconds: float, fi
         "seconds": seconds,
         "figures": figures,
         "done": done,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper(),
     }
     unfinished = path.with_suffix(".part")
     torch.save(state, unfinished)

@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
         del stage
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    export(options.out, options.out / "checkpoint", device.type)
+    export(options.out, options.out / "checkpoint")
 
 
 if __name__ == "__main__":
