@@ -33,6 +33,7 @@ from .support import add_json, show
 
 SPRINT = Sprint()  # the paper's settings are the defaults
 SHORT = Sampling(thinking_length=160)  # plans here are shorter; a model that has not learnt to stop must not go on
+SCHEDULE = Sampling(threshold=1.0)  # no token is accepted early: every block takes all its rounds
 ATTRIBUTES = ("shape", "colour", "size", "place")
 
 
@@ -109,13 +110,20 @@ class Quality:
         pixels = (torch.from_numpy(np.asarray(render(scene)).copy())[None] / 255 for scene in scenes)
         return join([self.model.encode(one, purpose) for one in pixels])
 
-    def draw(self, thinking: bool = False, sprint: Sprint | None = None, guidance: Guidance | None = None) -> Tally:
-        """Text to image; of plain drawing, the first ones with both decoders."""
-        tally, both = Tally(), not thinking and sprint is None and guidance is None
+    def draw(
+        self,
+        thinking: bool = False,
+        sprint: Sprint | None = None,
+        guidance: Guidance | None = None,
+        sampling: Sampling = SHORT,
+        both: bool = False,
+    ) -> Tally:
+        """Text to image; `both` has the first pictures decoded by both decoders."""
+        tally = Tally()
         for index, made in enumerate(examples("draw", self.count, self.seed)):
             scene = made.frames[-1][1]
             height, width = (side * 32 for side in scene.grid)
-            options = {"thinking": thinking, "sprint": sprint, "guidance": guidance, "sampling": SHORT}
+            options = {"thinking": thinking, "sprint": sprint, "guidance": guidance, "sampling": sampling}
             drawn = self.model.generate(made.instruction, height, width, **options)
             tally.usages.append(drawn.usage)
             report = self.picture(drawn.tokens)
@@ -185,7 +193,8 @@ def measurements(quality: Quality) -> dict[str, Callable[[], Tally]]:
     """Every row of the table, by name."""
     return {
         "redraw": quality.redraw,
-        "draw, plain": quality.draw,
+        "draw, plain": lambda: quality.draw(both=True),
+        "draw, every round": lambda: quality.draw(sampling=SCHEDULE),
         "draw, SPRINT": lambda: quality.draw(sprint=SPRINT),
         "draw, no guidance": lambda: quality.draw(guidance=Guidance(text=1.0)),
         "draw, thinking": lambda: quality.draw(thinking=True),

@@ -1,15 +1,16 @@
-"""A base folder as a host wants it: models, input and output, with the tiny checkpoint and a picture to edit."""
+"""A base folder as a host wants it: models, input and output, with the tiny checkpoint and two pictures to edit."""
 
 import copy
 import shutil
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from miniature.world import render
+
+from .scenes import PICTURES
 
 ROOT = Path(__file__).resolve().parent.parent
-CHECKPOINT = ROOT / "tests" / "goldens" / "alpha" / "checkpoint"  # until a trained miniature exists
+CHECKPOINT = ROOT / "tests" / "goldens" / "alpha" / "checkpoint"  # random weights, odd sizes: for exact tests
 CHECKPOINT_NAME = "tiny"
-EXAMPLE = "example.png"  # the picture that ComfyUI itself brings, and the shipped graphs name
 GRAPHS = ROOT / "workflows" / "api"
 # Sampling Options with short texts: random weights never end one.
 SHORT = {
@@ -33,18 +34,9 @@ def make_base(base: Path) -> Path:
     target = base / "models" / "llada_uni" / CHECKPOINT_NAME
     if not target.exists():
         shutil.copytree(CHECKPOINT, target)
-    draw_example().save(base / "input" / EXAMPLE)
+    for name, scene in PICTURES.items():
+        render(scene).save(base / "input" / name)
     return base
-
-
-def draw_example(width: int = 256, height: int = 192) -> Image.Image:
-    """A small drawn scene: a red disc and a blue square over a green field."""
-    picture = Image.new("RGB", (width, height), (206, 226, 240))
-    draw = ImageDraw.Draw(picture)
-    draw.rectangle((0, height * 2 // 3, width, height), fill=(88, 148, 74))
-    draw.ellipse((width // 8, height // 4, width // 8 + height // 2, height * 3 // 4), fill=(204, 52, 46))
-    draw.rectangle((width * 5 // 8, height * 3 // 8, width * 7 // 8, height * 3 // 4), fill=(48, 82, 178))
-    return picture
 
 
 def for_tiny(graph: dict, side: int = 128) -> dict:

@@ -24,7 +24,7 @@ class Loader(io.ComfyNode):
                     "checkpoint",
                     options=host.checkpoint_names(),
                     tooltip="A folder under models/llada_uni that holds config.json and tokenizer.json. Press R after "
-                    "adding one.",
+                    "adding one. The miniature comes with the pack and knows coloured shapes only.",
                 ),
                 io.Combo.Input(
                     "precision",

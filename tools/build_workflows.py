@@ -3,16 +3,22 @@
 Each workflow is said once, below. Usage, after any change here or to a schema:
 
     python -m tools.build_workflows
+
+The thumbnails show what the miniature makes of each, which takes a minute.
 """
 
 import json
+import tempfile
 from pathlib import Path
 
 from PIL import Image
 
+from harness.in_process import InProcessHost
+
 from .graph_forms import Box, Column, Workflow, note
 from .pictures import draw_help, draw_thumbnail
 from .schemas import ROOT, everything
+from .showcase import pictures_of, run
 
 OUT = ROOT / "workflows"
 CHECKPOINT = "LLaDA2.0-Uni"
@@ -232,7 +238,40 @@ def story() -> list[Column]:
     ]
 
 
+def miniature() -> list[Column]:
+    """Draw, edit and ask with the checkpoint that comes with the pack."""
+    model = Box("LLaDAUniLoader", {"checkpoint": "miniature"})
+    size = {"width": 256, "height": 256}
+    prompt = "a large blue star above a small red diamond on a black background"
+    sample = Box("LLaDAUniSample", {"model": model, "prompt": prompt, **size}, title="Sample: draw")
+    change = {"model": model, "prompt": "make the blue star yellow", "guidance": 4.0, "references": sample, **size}
+    edit = Box("LLaDAUniSample", change, title="Sample: edit")
+    decodes = [Box("LLaDAUniDecode", {"model": model, "tokens": tokens}) for tokens in (sample, edit)]
+    question = "Describe the picture."
+    ask = Box("LLaDAUniImageQA", {"model": model, "question": question, "image": decodes[1]})
+    saves = [
+        Box("SaveImage", {"images": decode, "filename_prefix": f"llada-uni/miniature-{name}"}, title=name.capitalize())
+        for decode, name in zip(decodes, ("drawn", "edited"), strict=True)
+    ]
+    answer = Box("PreviewAny", {"source": ask}, title="Answer")
+    text = (
+        "**Nothing to download:** the miniature comes with the pack and takes seconds on any machine. Queue this.\n\n"
+        "It draws a picture, edits its tokens without decoding them in between, and asks about the result.\n\n"
+        "It knows one small world: one to three objects (circle, square, triangle, diamond, star), large or small, in "
+        "eight colours, left, right, above, below or in the centre, on a plain background; 256x256, or 256 wide and "
+        "192 high. Ask for a cat and you get shapes. The other templates are for the released checkpoint."
+    )
+    return [
+        Column([note("What this does", text), model], "Start here", GREY),
+        Column([sample, edit], "Draw, then change", GREEN),
+        Column(decodes, "Tokens to pixels", PURPLE),
+        Column([ask], "Ask", GREEN),
+        Column([*saves, answer], "Results", BLUE),
+    ]
+
+
 WORKFLOWS = {
+    "miniature": miniature,
     "text-to-image": text_to_image,
     "thinking-text-to-image": thinking_text_to_image,
     "edit": edit,
@@ -297,8 +336,11 @@ def main() -> None:
     for path, text in files(workflows).items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    for name, workflow in workflows.items():
-        draw_thumbnail(workflow).save(OUT / f"{name}.jpg", quality=88, optimize=True)
+    with tempfile.TemporaryDirectory() as base:
+        host = InProcessHost(Path(base))
+        for name, workflow in workflows.items():
+            shown = pictures_of(workflow, run(host, name, workflow.api())[1])
+            draw_thumbnail(workflow, shown).save(OUT / f"{name}.jpg", quality=88, optimize=True)
     for path, picture in help_pictures(workflows).items():
         picture.save(path, optimize=True)
     print(f"{len(workflows)} workflows and {len(HELP)} help pictures written")

@@ -1,9 +1,12 @@
-"""Schematic pictures of workflows: thumbnails of the template browser and the pictures of the help pages.
+"""Pictures of workflows: thumbnails of the template browser and the pictures of the help pages.
 
-Cards in the workflow's own columns, links between them, and a sign on each card for what it holds.
+Cards in the workflow's own columns, links between them, and on each card what it shows, or a sign for what it holds.
 """
 
-from PIL import Image, ImageDraw, ImageFont
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from .graph_forms import COLOURS, Box, Note, Workflow
 
@@ -42,10 +45,10 @@ OPTIONS = ("LLaDAUniSampling", "LLaDAUniSprint")
 Frame = tuple[int, int, int, int]  # left, top, right, bottom
 
 
-def draw_thumbnail(workflow: Workflow) -> Image.Image:
-    """A picture of 400x300 with short names."""
+def draw_thumbnail(workflow: Workflow, shown: dict[int, list[Image.Image]]) -> Image.Image:
+    """A picture of 400x300 with short names; `shown` are the pictures of a run, by the id of the node."""
     names = {box.id: SHORT[box.kind] for box in workflow.nodes}
-    return _draw(workflow, (400, 300), names, 12 if len(_columns(workflow)) < 6 else 10)
+    return _draw(workflow, (400, 300), names, 12 if len(_columns(workflow)) < 6 else 10, shown=shown)
 
 
 def draw_help(workflow: Workflow, kind: str) -> Image.Image:
@@ -56,7 +59,12 @@ def draw_help(workflow: Workflow, kind: str) -> Image.Image:
 
 
 def _draw(
-    workflow: Workflow, size: tuple[int, int], names: dict[int, str], points: int, marked: frozenset | set = frozenset()
+    workflow: Workflow,
+    size: tuple[int, int],
+    names: dict[int, str],
+    points: int,
+    marked: frozenset | set = frozenset(),
+    shown: Mapping[int, list[Image.Image]] = MappingProxyType({}),
 ) -> Image.Image:
     picture = Image.new("RGB", (size[0] * SCALE, size[1] * SCALE), PAPER)
     pen = ImageDraw.Draw(picture)
@@ -68,7 +76,11 @@ def _draw(
                 _link(pen, frames[source[0].id], frames[box.id], slot, TYPE_COLOURS[kind])
     font = ImageFont.load_default(points * SCALE)
     for box in workflow.nodes:
-        _card(pen, box, frames[box.id], names[box.id], font, box.id in marked)
+        inside = _card(pen, box, frames[box.id], names[box.id], font, box.id in marked)
+        if inside and box.id in shown:
+            _show(picture, shown[box.id], inside)
+        elif inside:
+            _sign(pen, box.kind, inside)
     return picture.resize(size, Image.Resampling.LANCZOS)
 
 
@@ -108,7 +120,8 @@ def _link(pen: ImageDraw.ImageDraw, start: Frame, end: Frame, slot: int, colour:
     pen.line(points, fill=colour, width=2 * SCALE, joint="curve")
 
 
-def _card(pen: ImageDraw.ImageDraw, box: Box, frame: Frame, name: str, font, marked: bool) -> None:
+def _card(pen: ImageDraw.ImageDraw, box: Box, frame: Frame, name: str, font, marked: bool) -> Frame | None:
+    """Draw a card and its name; returns the square that is left for what it holds, where there is room."""
     left, top, right, bottom = frame
     dark, light = COLOURS.get(box.kind, ("#2b2d33", "#454852"))
     edge, corner = (BRIGHT, 3) if marked else (LINE, 1), 6 * SCALE
@@ -122,9 +135,20 @@ def _card(pen: ImageDraw.ImageDraw, box: Box, frame: Frame, name: str, font, mar
         middle = ((left + right) // 2, top + 3 * SCALE + number * height + height // 2)
         pen.text(middle, line, fill=INK, font=font, anchor="mm")
     side = min(right - left, bottom - head) - 12 * SCALE
-    if side > 12 * SCALE:
-        x, y = (left + right - side) // 2, (head + bottom - side) // 2
-        _sign(pen, box.kind, (x, y, x + side, y + side))
+    if side <= 12 * SCALE:
+        return None
+    x, y = (left + right - side) // 2, (head + bottom - side) // 2
+    return x, y, x + side, y + side
+
+
+def _show(picture: Image.Image, shown: list[Image.Image], frame: Frame) -> None:
+    """Pictures one above the other."""
+    left, top, right, bottom = frame
+    height = (bottom - top) // len(shown)
+    for number, one in enumerate(shown):
+        small = ImageOps.contain(one, (right - left, height - (SCALE if len(shown) > 1 else 0)))
+        x, y = (left + right - small.width) // 2, top + number * height + (height - small.height) // 2
+        picture.paste(small, (x, y))
 
 
 def _sign(pen: ImageDraw.ImageDraw, kind: str, frame: Frame) -> None:

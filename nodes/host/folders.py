@@ -12,20 +12,27 @@ CHECKPOINTS = "llada_uni"
 TOKEN_SUFFIX = ".safetensors"
 _OUTPUT = " [output]"  # the host's own way to mark files of its output folder
 
+_OURS = Path(__file__).resolve().parents[2] / "checkpoints"  # the miniature comes with the pack
+
 folder_paths.add_model_folder_path(CHECKPOINTS, os.path.join(folder_paths.models_dir, CHECKPOINTS))
+folder_paths.add_model_folder_path(CHECKPOINTS, str(_OURS))
 
 
 def checkpoint_names() -> list[str]:
-    """Every folder at any depth under the host's llada_uni folders that holds config.json and tokenizer.json."""
-    return sorted(_checkpoints())
+    """Every folder at any depth under the host's llada_uni folders that holds config.json and tokenizer.json.
+
+    What comes with the pack is last: who has a checkpoint of their own wants that one.
+    """
+    found = _checkpoints()
+    return sorted(found, key=lambda name: (_OURS in found[name].parents, name))
 
 
 def checkpoint_path(name: str) -> Path:
     """The folder of a listed checkpoint. Raises InputError for any other name."""
     found = _checkpoints()
     if name not in found:
-        places = ", ".join(folder_paths.get_folder_paths(CHECKPOINTS))
-        expected = f"one of {', '.join(sorted(found)) or 'the folders (there are none)'}"
+        places = ", ".join(place for place in folder_paths.get_folder_paths(CHECKPOINTS) if Path(place) != _OURS)
+        expected = f"one of {', '.join(checkpoint_names())}"
         raise InputError("checkpoint", repr(name), expected, f"Put the checkpoint's folder into {places}.")
     return found[name]
 

@@ -31,7 +31,7 @@ def test_object_info_shows_every_node_with_its_inputs(comfy_server, in_process_h
 
 def test_checkpoints_are_found_at_any_depth_and_nothing_else_is(comfy_server):
     options = comfy_server.get("/object_info/LLaDAUniLoader")["LLaDAUniLoader"]["input"]["required"]["checkpoint"]
-    assert options[1]["options"] == ["tiny"]
+    assert options[1]["options"] == ["tiny", "miniature"]
 
 
 def test_templates_are_listed(comfy_server):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,14 @@ def name(request) -> str:
 def api(name) -> dict:
     """Its API form."""
     return json.loads((GRAPHS / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def miniature_runs(in_process_host):
+    """name -> a shipped graph as it ran on the miniature, and the outputs of its nodes; each runs once."""
+    from tools.showcase import run
+
+    return cache(lambda name: run(in_process_host, name, json.loads((GRAPHS / f"{name}.json").read_text())))
 
 
 @pytest.fixture

@@ -25,12 +25,15 @@ def test_graphs_are_as_generated(builder):
         assert path.read_text(encoding="utf-8") == text, f"{path.name}: {REMEDY}"
 
 
-def test_thumbnails_are_as_drawn(builder):
-    for name, workflow in builder.build().items():
-        from tools.pictures import draw_thumbnail
+def test_thumbnails_show_what_the_miniature_makes(builder, miniature_runs):
+    from tools.pictures import draw_thumbnail
+    from tools.showcase import pictures_of
 
+    for name, workflow in builder.build().items():
         path = builder.OUT / f"{name}.jpg"
-        assert alike(path, draw_thumbnail(workflow)), f"{path.name}: {REMEDY}"
+        shown = pictures_of(workflow, miniature_runs(name)[1])
+        assert shown
+        assert alike(path, draw_thumbnail(workflow, shown)), f"{path.name}: {REMEDY}"
         assert path.stat().st_size < 60_000
 
 

@@ -10,7 +10,9 @@ from harness.setup import GRAPHS
 from tools.check import NOTES, api_complaints, api_of, graph_complaints
 
 FROZEN = sorted((Path(__file__).parent / "frozen").glob("*/*.json"))
+MINIATURE = "miniature"  # the workflow, and the checkpoint that it is for
 EXPECTED = {
+    MINIATURE,
     "text-to-image",
     "thinking-text-to-image",
     "edit",
@@ -50,14 +52,15 @@ def test_only_core_nodes_and_ours_are_used(graph, api, schemas):
     assert any(data["class_type"] == "LLaDAUniLoader" for data in api.values())
 
 
-def test_the_released_defaults_are_shipped(api):
+def test_the_released_defaults_are_shipped(name, api):
+    side = 256 if name == MINIATURE else 1024
     for data in api.values():
         inputs = data["inputs"]
         if data["class_type"] == "LLaDAUniLoader":
-            assert inputs["checkpoint"] == "LLaDA2.0-Uni"
+            assert inputs["checkpoint"] == (MINIATURE if name == MINIATURE else "LLaDA2.0-Uni")
         if data["class_type"] == "LLaDAUniSample":
             guidance = 4.0 if "references" in inputs else 2.0
-            assert (inputs["width"], inputs["height"], inputs["steps"], inputs["guidance"]) == (1024, 1024, 8, guidance)
+            assert (inputs["width"], inputs["height"], inputs["steps"], inputs["guidance"]) == (side, side, 8, guidance)
 
 
 def test_every_canvas_graph_explains_itself(graph):
