@@ -3,9 +3,11 @@
 import importlib.util
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import InputError, check_choice
 
@@ -19,8 +21,8 @@ Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None
 def choose(kind: str) -> Attend:
     """The function for an attention kind.
 
-    It takes q [rows, heads, n, dim], k and v [rows, kv_heads, m, dim] and mask, bool [rows, 1, n or 1, m] (True where
-    a query sees a key) or None for all, and returns [rows, heads, n, dim].
+    It takes q [rows, heads, n, dim], k and v [rows, kv_heads, m, dim] and `bias`'s form of a mask, or None where every
+    query sees every key, and returns [rows, heads, n, dim].
 
     Raises:
         InputError: an unknown kind, or flash_attention_2 where the flash-attn package is not installed.
@@ -39,36 +41,53 @@ def _fold(q: torch.Tensor, kv_heads: int) -> torch.Tensor:
     return q.unflatten(1, (kv_heads, -1)).flatten(2, 3)  # [rows, kv_heads, group * n, dim]
 
 
-def _fold_mask(mask: torch.Tensor | None, group: int) -> torch.Tensor | None:
-    if mask is None or mask.shape[2] == 1:
-        return mask
-    return mask.repeat(1, 1, group, 1)
+def bias(mask: torch.Tensor, n: int, group: int, dtype: torch.dtype) -> torch.Tensor:
+    """A mask as the kernels add it to the scores, made once for all layers.
+
+    Args:
+        mask: bool [rows, 1, n or 1, m], True where a query sees a key.
+        n: queries.
+        group: query heads that share a key head.
+        dtype: of q, k and v.
+
+    Returns:
+        [rows, 1, group * n, m], 0 where a query sees a key and minus infinity elsewhere.
+    """
+    hidden = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
+    return hidden.expand(-1, -1, n, -1).repeat(1, 1, group, 1)
 
 
-def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def without_planning(device: torch.device) -> AbstractContextManager:
+    """The choice of sdpa's kernels while this is entered.
+
+    cuDNN plans anew for every length of the keys, which changes with every block: a plan takes the processor longer
+    than a whole layer takes the GPU.
+    """
+    if device.type != "cuda":
+        return nullcontext()
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+
+
+def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """torch's scaled dot product attention, whichever kernel it picks."""
-    folded = _fold(q, k.shape[1])
-    mask = _fold_mask(mask, q.shape[1] // k.shape[1])
-    if mask is not None:
-        mask = mask.expand(-1, -1, folded.shape[2], -1)
-    return F.scaled_dot_product_attention(folded, k, v, attn_mask=mask).reshape(q.shape)
+    return F.scaled_dot_product_attention(_fold(q, k.shape[1]), k, v, attn_mask=bias).reshape(q.shape)
 
 
-def eager(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def eager(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """The formula written out, softmax in float32: slow, for comparing."""
     scores = (_fold(q, k.shape[1]) @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
-    if mask is not None:
-        scores = scores.masked_fill(~_fold_mask(mask, q.shape[1] // k.shape[1]), float("-inf"))
+    if bias is not None:
+        scores = scores + bias
     return (scores.softmax(-1).to(q.dtype) @ v).reshape(q.shape)
 
 
-def flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """flash-attn for the rounds of a block; a mask (prompts, guidance rows of other lengths) takes sdpa.
 
     flash-attn has no kernel for arbitrary masks; the README says so beside the option.
     """
-    if mask is not None:
-        return sdpa(q, k, v, mask)
+    if bias is not None:
+        return sdpa(q, k, v, bias)
     from flash_attn import flash_attn_func
 
     return flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)

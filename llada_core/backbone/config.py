@@ -59,6 +59,7 @@ class BackboneConfig:
             "0 < image_token_offset < vocab_size": 0 < self.image_token_offset < self.vocab_size,
             "num_attention_heads a multiple of num_key_value_heads": self.num_attention_heads % self.num_key_value_heads
             == 0,
+            "num_experts below 2 ** 15": self.num_experts < 2**15,  # 16 bits number them
             "num_experts a multiple of n_group": self.num_experts % self.n_group == 0,
             "topk_group from 1 to n_group": 1 <= self.topk_group <= self.n_group,
             "num_experts_per_tok at most the experts of the chosen groups": self.num_experts_per_tok

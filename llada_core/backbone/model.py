@@ -20,7 +20,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., size] -> the same shape and dtype."""
-        return F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps).to(x.dtype) * self.weight
+        # torch computes it in float32 and casts back, in one kernel.
+        return F.rms_norm(x, (x.shape[-1],), eps=self.eps) * self.weight
 
 
 class Attention(nn.Module):
@@ -35,21 +36,24 @@ class Attention(nn.Module):
         self.query_layernorm = RMSNorm(self.dim, config.rms_norm_eps)
         self.key_layernorm = RMSNorm(self.dim, config.rms_norm_eps)
 
-    def forward(self, x, rope, context, layer, start, mask, attend) -> torch.Tensor:
+    def forward(self, x, rope, context, layer, start, bias, attend) -> torch.Tensor:
         """x [rows, n, hidden] -> [rows, n, hidden]; keys and values go to and come from `context`."""
         parts = self.query_key_value(x).unflatten(-1, (-1, self.dim)).transpose(1, 2)  # [rows, heads + 2 kv, n, dim]
         q, k, v = parts.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
         q, k = turn(self.query_layernorm(q), *rope), turn(self.key_layernorm(k), *rope)
         k, v = context.extend(layer, start, k, v)
-        return self.dense(attend(q, k, v, mask).transpose(1, 2).flatten(2))
+        return self.dense(attend(q, k, v, bias).transpose(1, 2).flatten(2))
 
 
-def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """RoPE, rotate-half form, over the first dimensions of each head: x [rows, heads, n, dim], cos [rows, 1, n, r]."""
-    size = cos.shape[-1]
-    turned, rest = x[..., :size], x[..., size:]
-    first, second = turned.chunk(2, -1)
-    return torch.cat((turned * cos + torch.cat((-second, first), -1) * sin, rest), -1)
+def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, size: int) -> torch.Tensor:
+    """RoPE, rotate-half form, over the first `size` dimensions of each head.
+
+    Args:
+        x: [rows, heads, n, dim].
+        cos, sin: [rows, 1, n, dim], from `Backbone._rope`: 1 and 0 over the rest, and the first half's sin negative.
+    """
+    first, second, rest = x.split([size // 2, size // 2, x.shape[-1] - size], -1)
+    return x * cos + torch.cat((second, first, rest), -1) * sin
 
 
 class MLP(nn.Module):
@@ -141,16 +145,22 @@ class Backbone(nn.Module):
         """
         x = self.word_embeddings(ids)
         rope = self._rope(positions, x.dtype)
-        for index, layer in enumerate(self.layers):
-            x = layer(x, rope, context, index, start, mask, self.attend)
+        group = self.config.num_attention_heads // self.config.num_key_value_heads
+        bias = None if mask is None else attention.bias(mask, ids.shape[1], group, x.dtype)
+        with attention.without_planning(x.device):
+            for index, layer in enumerate(self.layers):
+                x = layer(x, rope, context, index, start, bias, self.attend)
         return self.norm(x)
 
-    def _rope(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        size = self.config.rotary_dim
+    def _rope(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """What `turn` takes besides x."""
+        size, rest = self.config.rotary_dim, self.config.head_dim - self.config.rotary_dim
         exponents = torch.arange(0, size, 2, device=positions.device, dtype=torch.float32) / size
-        angles = positions[:, None, :, None].float() * self.config.rope_theta**-exponents
-        angles = torch.cat((angles, angles), -1)  # [rows, 1, n, size]
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        angles = positions[:, None, :, None].float() * self.config.rope_theta**-exponents  # [rows, 1, n, size / 2]
+        cos, sin = angles.cos(), angles.sin()
+        cos = F.pad(torch.cat((cos, cos), -1), (0, rest), value=1.0)
+        sin = F.pad(torch.cat((-sin, sin), -1), (0, rest))
+        return cos.to(dtype), sin.to(dtype), size
 
 
 def block_causal_mask(start: int, n: int, block_length: int, pads: torch.Tensor) -> torch.Tensor | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..backbone.config import BackboneConfig
+from ..backbone.experts import FEW_TOKENS
 from ..errors import InputError
 from ..options import Guidance, Sampling, Sprint
 from ..progress import Progress, ProgressCallback, TokenPreview, report
@@ -171,14 +172,17 @@ def working_bytes(
     """
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * length * dtype.itemsize
     run = min(length, PREFILL)
-    experts = config.num_experts_per_tok * (2 * config.hidden_size + 3 * config.moe_intermediate_size)
+    expert_row = 2 * config.hidden_size + 3 * config.moe_intermediate_size
+    experts = config.num_experts_per_tok * expert_row
+    padded = FEW_TOKENS * config.num_experts * expert_row * dtype.itemsize  # of a GPU without a grouped product
     dense = 6 * config.hidden_size + 3 * config.intermediate_size
     group = config.num_attention_heads // config.num_key_value_heads
     mask = run * length * (1 + group * (1 + dtype.itemsize))  # once more for each query of a key, and as numbers
     logits = (2 * rows + 3) * block_length  # as computed and in float32; three more of the guided ones
     if sprint:
         cache, logits = 2 * cache, max(logits, 3 * rows * SCORED)
-    return rows * (cache + run * dtype.itemsize * (2 * experts + dense) + mask) + 4 * logits * config.vocab_size
+    layer = max(rows * (run * dtype.itemsize * (2 * experts + dense) + mask), padded)
+    return rows * cache + layer + 4 * logits * config.vocab_size
 
 
 def for_editing(guidance: Guidance | None) -> Guidance:

@@ -1,6 +1,7 @@
 """Attention kernels against the formula with keys repeated for every head, and the block-causal mask by brute force."""
 
 import importlib.util
+import math
 import sys
 from types import SimpleNamespace
 
@@ -11,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llada_core.backbone import attention
-from llada_core.backbone.attention import choose, eager, flash, sdpa
-from llada_core.backbone.model import block_causal_mask, turn
+from llada_core.backbone.attention import bias, choose, eager, flash, sdpa
+from llada_core.backbone.model import Backbone, block_causal_mask, turn
 from llada_core.errors import InputError
 
 ROWS, HEADS, KV_HEADS, DIM = 2, 6, 2, 8
@@ -41,12 +42,16 @@ def masks(n: int, m: int):
     return [None, per_query, per_row]
 
 
+def bias_of(mask, n: int):
+    return None if mask is None else bias(mask, n, HEADS // KV_HEADS, torch.float32)
+
+
 @pytest.mark.parametrize("kernel", [sdpa, eager])
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (4, 4), (5, 13), (32, 40)])
 def test_kernels_equal_the_formula(kernel, n, m):
     q, k, v = random_qkv(n, m)
     for mask in masks(n, m) if m > 4 else [None]:
-        out = kernel(q, k, v, mask)
+        out = kernel(q, k, v, bias_of(mask, n))
         assert out.shape == q.shape
         assert torch.allclose(out, repeated(q, k, v, mask), atol=1e-5)
 
@@ -100,7 +105,7 @@ def test_flash_takes_rounds_without_a_mask(flash_calls):
 def test_flash_leaves_masks_to_sdpa(flash_calls):
     q, k, v = random_qkv(8, 40)
     for mask in masks(8, 40)[1:]:
-        assert torch.allclose(flash(q, k, v, mask), repeated(q, k, v, mask), atol=1e-5)
+        assert torch.allclose(flash(q, k, v, bias_of(mask, 8)), repeated(q, k, v, mask), atol=1e-5)
     assert flash_calls == []
 
 
@@ -147,12 +152,13 @@ def test_a_round_without_padding_needs_no_mask():
     assert block_causal_mask(64, 32, 32, torch.tensor([0, 5])).shape == (2, 1, 1, 96)
 
 
-def test_rope_turns_pairs_of_halves_and_leaves_the_rest():
+def test_rope_turns_pairs_of_halves_and_leaves_the_rest(oracle):
     x = torch.randn(1, 1, 1, 8, generator=torch.Generator().manual_seed(0))
-    angles = torch.tensor([0.3, 1.1])
-    cos, sin = (torch.cat((f(angles), f(angles)))[None, None, None] for f in (torch.cos, torch.sin))
-    turned, x = turn(x, cos, sin).flatten().tolist(), x.flatten()
-    for i, angle in enumerate(angles.tolist()):  # dimension i pairs with i + 2, of the 4 that turn
-        pair = complex(x[i], x[i + 2]) * complex(torch.tensor(angle).cos(), torch.tensor(angle).sin())
+    config = oracle.tiny_config(head_dim=8, partial_rotary_factor=0.5, rope_theta=100.0)
+    with torch.device("meta"):
+        backbone = Backbone(config)
+    turned, x = turn(x, *backbone._rope(torch.tensor([[3]]), torch.float32)).flatten().tolist(), x.flatten()
+    for i, angle in enumerate((3.0, 0.3)):  # dimension i pairs with i + 2, of the 4 that turn
+        pair = complex(x[i], x[i + 2]) * complex(math.cos(angle), math.sin(angle))
         assert (turned[i], turned[i + 2]) == pytest.approx((pair.real, pair.imag), abs=1e-6)
     assert turned[4:] == x[4:].tolist()
