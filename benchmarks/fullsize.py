@@ -2,7 +2,9 @@
 
 Weights are random, so nothing needs to be downloaded: they fill the released configurations on the GPU itself, in
 bfloat16, one part after the other. Random weights are never sure of a token, so every block takes all its rounds:
-these are the times of the worst case, and a trained model is faster. Text is worst too, a token a round.
+these are the times of the worst case, and a trained model is faster. Text is worst too, a token a round. The
+backbone is timed twice, with its rounds as CUDA graphs and without; graphs are captured anew in each generation, so
+their time is in it.
 
     python -m benchmarks.fullsize [--normal] [--json FILE]     a GPU of 80 GB or more
     python -m benchmarks.fullsize --tiny                       the same path on the CPU with small sizes, in seconds
@@ -11,7 +13,8 @@ these are the times of the worst case, and a trained model is faster. Text is wo
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -126,30 +129,43 @@ def time_backbone(bench: Bench, sizes: Sizes) -> None:
     bench.figures["grouped expert product"] = "yes" if can_group(banks[0].gate_up.weight) else "no, a loop"
     mask = config.image_token_offset - 1
 
-    def fill(prompts: list[list[int]], task: Task) -> Filled:
-        sampling, guidance = Sampling(threshold=0.95), Guidance(2.0)
-        canvas = Canvas(backbone, prompts, task.count, mask, sampling, guidance, device=bench.device, dtype=sizes.dtype)
+    def fill(prompts: list[list[int]], task: Task, graphs: bool) -> Filled:
+        canvas = Canvas(
+            backbone,
+            prompts,
+            task.count,
+            mask,
+            Sampling(threshold=0.95),
+            Guidance(2.0),
+            device=bench.device,
+            dtype=sizes.dtype,
+            graphs=graphs,
+        )
         return canvas.fill(task)
+
+    def both(name: str, prompts: list[list[int]], task: Task, warm_up: Task) -> tuple[float, Filled]:
+        """Seconds with graphs, and what was filled; notes both times and their ratio."""
+        times = {}
+        for graphs, label in ((False, f"{name} without graphs"), (True, name)):
+            work, before = partial(fill, prompts, task, graphs), partial(fill, prompts, warm_up, graphs)
+            times[graphs], filled = bench.time(label, work, before)
+            bench.figures[f"{label}, ms a round"] = 1000 * times[graphs] / filled.rounds
+        bench.figures[f"{name}, rounds"] = filled.rounds
+        bench.figures[f"{name}, times as fast with graphs"] = times[False] / times[True]
+        return times[True], filled
 
     def text(count: int) -> list[int]:
         return [(7 * i) % mask for i in range(count)]
 
     draw = Task(sizes.grid**2, 8, config.image_token_offset, config.vocab_size)
     prompts = [text(100), text(80)]
-    seconds, filled = bench.time(
-        "drawing tokens", lambda: fill(prompts, draw), lambda: fill(prompts, Task(64, 2, draw.low, draw.high))
-    )
-    bench.figures["drawing tokens, rounds"] = filled.rounds
-    bench.figures["drawing tokens, ms a round"] = 1000 * seconds / filled.rounds
+    both("drawing tokens", prompts, draw, replace(draw, count=64, steps=2))
 
     image = [config.image_token_offset + i % 64 for i in range(sizes.question_image**2)]
     answer = Task(sizes.answer, 32, 0, config.image_token_offset)
     question = [text(60) + image + text(40)]
-    seconds, filled = bench.time(
-        "answering", lambda: fill(question, answer), lambda: fill(question, Task(32, 1, 0, answer.high))
-    )
+    seconds, filled = both("answering", question, answer, replace(answer, count=32, steps=1))
     bench.figures["answering, tokens/s"] = len(filled.ids) / seconds
-    bench.figures["answering, rounds"] = filled.rounds
 
 
 def time_decoders(bench: Bench, sizes: Sizes, normal: bool) -> torch.Tensor:

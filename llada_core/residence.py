@@ -23,12 +23,15 @@ def weights_dtype(part: str, dtype: torch.dtype) -> torch.dtype:
 class Seat:
     """A component that is ready to run: the module, the device that computes and the dtype of its activations.
 
-    The weights need not all lie on that device: a host may bring them there layer by layer.
+    Attributes:
+        resident: all weights lie on that device as they are used, and stay until the next seat is asked for. False
+            where a host may bring or patch them layer by layer.
     """
 
     module: nn.Module
     device: torch.device
     dtype: torch.dtype
+    resident: bool = False
 
 
 class Residence(Protocol):
@@ -61,7 +64,7 @@ class OneDevice:
         """As Residence.seat; working_bytes is not read."""
         if part not in self._seats:
             dtype = weights_dtype(part, self.dtype or component.dtype)
-            self._seats[part] = Seat(component.load(dtype).to(self.device), self.device, dtype)
+            self._seats[part] = Seat(component.load(dtype).to(self.device), self.device, dtype, resident=True)
         return self._seats[part]
 
     def release(self, part: str) -> None:

@@ -32,7 +32,10 @@ def choose(kind: str) -> Attend:
         if importlib.util.find_spec("flash_attn") is None:
             remedy = "Install flash-attn for your CUDA and torch, or choose sdpa, which needs nothing."
             raise InputError("attention", "flash_attention_2 without the flash-attn package", "sdpa", remedy)
-        log.info("flash_attention_2 serves rounds without a mask; prompts and padded guidance rows take sdpa")
+        log.info(
+            "flash_attention_2 serves rounds without a mask; prompts and padded guidance rows take sdpa, "
+            "and rounds do not become CUDA graphs"
+        )
         return flash
     return eager if kind == "eager" else sdpa
 

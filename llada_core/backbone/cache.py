@@ -9,11 +9,13 @@ class PrefixCache:
     """Keys and values of all positions up to a capacity, a pair of tensors a layer.
 
     Attributes:
+        rows, capacity: sizes.
         keys, values: per layer [rows, kv_heads, capacity, head_dim].
         key_norms: [rows, capacity] float32, key norms averaged over layers and heads; filled only where wanted.
     """
 
     def __init__(self, config: BackboneConfig, rows: int, capacity: int, device, dtype, key_norms: bool = False):
+        self.rows, self.capacity = rows, capacity
         shape = (rows, config.num_key_value_heads, capacity, config.head_dim)
         layers = range(config.num_hidden_layers)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
@@ -26,9 +28,43 @@ class PrefixCache:
         self.keys[layer][:, :, start:end] = k
         self.values[layer][:, :, start:end] = v
         if self.key_norms is not None:
-            norms = k.float().norm(dim=-1).mean(1) / len(self.keys)
+            norms = self.layer_norms(k)
             self.key_norms[:, start:end] = norms if layer == 0 else self.key_norms[:, start:end] + norms
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def layer_norms(self, k: torch.Tensor) -> torch.Tensor:
+        """What keys [rows, kv_heads, n, head_dim] of one layer add to `key_norms`, float32 [rows, n]."""
+        return k.float().norm(dim=-1).mean(1) / len(self.keys)
+
+
+class IndexedCache:
+    """The cache as a CUDA graph can use it: written by index, and always returned to the same extent.
+
+    What lies behind the written positions is to be masked.
+
+    Args:
+        cache: the whole cache.
+        n: positions written at a time.
+        extent: positions returned.
+    """
+
+    def __init__(self, cache: PrefixCache, n: int, extent: int):
+        self._cache, self._extent = cache, extent
+        self._at = torch.arange(n, device=cache.keys[0].device)
+
+    def place(self, start: int) -> None:
+        """Let the next n positions be written from `start` on."""
+        torch.arange(start, start + len(self._at), out=self._at)
+
+    def extend(self, layer: int, start: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As PrefixCache.extend; `start` is not read, `place` says where."""
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        keys.index_copy_(2, self._at, k)
+        values.index_copy_(2, self._at, v)
+        if self._cache.key_norms is not None:
+            write = self._cache.key_norms.index_copy_ if layer == 0 else self._cache.key_norms.index_add_
+            write(1, self._at, self._cache.layer_norms(k))
+        return keys[:, :, : self._extent], values[:, :, : self._extent]
 
 
 class PrunedPrefix:

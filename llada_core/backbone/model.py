@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import attention
-from .cache import PrefixCache, PrunedPrefix
+from .cache import IndexedCache, PrefixCache, PrunedPrefix
 from .config import BackboneConfig
 from .experts import Experts, Router
 
@@ -127,7 +127,7 @@ class Backbone(nn.Module):
         self,
         ids: torch.Tensor,
         positions: torch.Tensor,
-        context: PrefixCache | PrunedPrefix,
+        context: PrefixCache | IndexedCache | PrunedPrefix,
         start: int,
         mask: torch.Tensor | None,
     ) -> torch.Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ..backbone.cache import PrefixCache, PrunedPrefix
+from ..backbone.graphs import FixedRounds, capturable_sizes
 from ..backbone.model import Backbone, block_causal_mask
 from ..errors import InputError
 from ..options import Guidance, Sampling, Sprint
@@ -60,6 +61,7 @@ class Canvas:
         sprint: None for plain sampling.
         generator: CPU generator for temperature > 0.
         device, dtype: of the computation.
+        graphs: rounds may become CUDA graphs: no weight moves while the canvas is filled.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Canvas:
         generator: torch.Generator | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        graphs: bool = False,
     ):
         self.backbone, self.mask_id, self.sampling = backbone, mask_id, sampling
         self.guidance, self.sprint, self.generator = guidance, sprint, generator
@@ -87,6 +90,9 @@ class Canvas:
         self.positions = (torch.arange(capacity, device=device) - self.pads[:, None]).clamp_min(0)
         rows = len(prompts)
         self.cache = PrefixCache(backbone.config, rows, capacity, device, dtype, key_norms=sprint is not None)
+        # A round runs a block; the first of a block also what became final with the block before it.
+        sizes = capturable_sizes(backbone, self.cache, (self.block, 2 * self.block)) if graphs else ()
+        self.fixed = FixedRounds(backbone, self.cache, sizes)
         self._drew_mask = False  # the mask token may be drawn; no text ends behind one (contract section 6)
         self._last_mask: tuple[int, int, torch.Tensor | None] | None = None
         self.confidence = torch.zeros(rows, capacity, device=device) if sprint else None
@@ -102,6 +108,12 @@ class Canvas:
         Returns:
             The ids written. A canvas is filled once.
         """
+        try:
+            return self._fill(task, on_round)
+        finally:
+            self.fixed.close()
+
+    def _fill(self, task: Task, on_round: Callable[["Canvas", int, int], None] | None) -> Filled:
         begin, target = self.length, self.length + task.count
         rounds = 0
         for index, start in enumerate(range(begin // self.block * self.block, target, self.block)):
@@ -157,7 +169,9 @@ class Canvas:
             window.copy_(torch.where(fixed, chosen + task.low, window))
             yield step
 
-    def _forward(self, start: int, pruned: tuple[PrunedPrefix, torch.Tensor | None] | None) -> torch.Tensor:
+    def _forward(
+        self, start: int, pruned: tuple[PrefixCache | PrunedPrefix, torch.Tensor | None] | None
+    ) -> torch.Tensor:
         """Hidden states [rows, block, hidden] of the block at `start`."""
         end = start + self.block
         if pruned is None:
@@ -165,8 +179,16 @@ class Canvas:
             self._catch_up(start, keep=PREFILL)
             return self._run(self.cached, end)[:, -self.block :]
         context, mask = pruned
-        part = slice(start, end)
-        return self.backbone(self.ids[:, part], self.positions[:, part], context, start, mask)
+        return self._compute(start, end, context, mask)
+
+    def _compute(
+        self, begin: int, end: int, context: PrefixCache | PrunedPrefix, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Hidden states of positions begin...end; the next call may overwrite them."""
+        ids, positions = self.ids[:, begin:end], self.positions[:, begin:end]
+        if context is self.cache and end - begin in self.fixed.sizes:
+            return self.fixed.run(ids, positions, begin, mask)
+        return self.backbone(ids, positions, context, begin, mask)
 
     def _catch_up(self, start: int, keep: int = 0) -> None:
         """Cache the final positions before `start`, but for the last `keep` where they can go along with a block."""
@@ -175,8 +197,7 @@ class Canvas:
 
     def _run(self, begin: int, end: int) -> torch.Tensor:
         """Run positions begin...end against the cache; those of blocks before the last masked one stay cached."""
-        mask = self._mask(begin, end)
-        hidden = self.backbone(self.ids[:, begin:end], self.positions[:, begin:end], self.cache, begin, mask)
+        hidden = self._compute(begin, end, self.cache, self._mask(begin, end))
         final = min(end, self.length // self.block * self.block)
         if self.confidence is not None:
             for at in range(begin, final, SCORED):
@@ -191,7 +212,8 @@ class Canvas:
             self._last_mask = (begin, end, block_causal_mask(begin, end - begin, self.block, self.pads))
         return self._last_mask[2]
 
-    def _prune(self, start: int) -> tuple[PrunedPrefix, torch.Tensor | None] | None:
+    def _prune(self, start: int) -> tuple[PrefixCache | PrunedPrefix, torch.Tensor | None] | None:
+        """What the block at `start` is to see from now on, and how it is masked; None where that is everything."""
         visible = torch.arange(start, device=self.ids.device) >= self.pads[:, None]
         score = scores(self.cache.key_norms[:, :start], self.confidence[:, :start], visible, self.sprint.alpha)
         is_image = self.ids[:, :start] >= self.backbone.config.image_token_offset
@@ -201,6 +223,10 @@ class Canvas:
         positions, real = kept
         # A short row's padding may reach into the block itself.
         block = torch.arange(start, start + self.block, device=self.ids.device) >= self.pads[:, None]
+        if self.block in self.fixed.sizes:
+            # Rounds of a fixed shape attend to everything, so hiding is enough.
+            seen = torch.zeros_like(visible).scatter_(1, positions, real)
+            return self.cache, torch.cat((seen, block), -1)[:, None, None]
         mask = torch.cat((real, block), -1)
         return PrunedPrefix(self.cache, positions, self.block), None if bool(mask.all()) else mask[:, None, None]
 

@@ -143,6 +143,7 @@ class Job:
             generator,
             seat.device,
             seat.dtype,
+            graphs=seat.resident,
         )
         begin = canvas.length
         blocks = -(-(begin + task.count) // canvas.block) - begin // canvas.block

@@ -74,6 +74,13 @@ def adopt(module: nn.Module) -> nn.Module:
     return module
 
 
+def all_there(module: nn.Module, device: torch.device) -> bool:
+    """Whether every weight lies on the device and is used there as it is."""
+    if any(parameter.device != device for parameter in module.parameters()):
+        return False
+    return not any(_away(layer) for layer in module.modules() if isinstance(layer, tuple(_ADOPTED.values())))
+
+
 def settle(module: nn.Module, device: torch.device) -> None:
     """Bring to the device what the host passes over when it loads in part: norms, biases of their own, buffers.
 

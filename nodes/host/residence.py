@@ -10,7 +10,7 @@ from torch import nn
 
 from ...llada_core.engine import PRECISIONS, Component, Seat, WorkingBytes, weights_dtype
 from ...llada_core.errors import check_choice
-from .casting import adopt, settle
+from .casting import adopt, all_there, settle
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class HostResidence:
         patcher, dtype = self._patchers[part]
         management.load_models_gpu([patcher], memory_required=working_bytes(dtype))
         settle(patcher.model, patcher.load_device)
-        return Seat(patcher.model.module, patcher.load_device, dtype)
+        return Seat(patcher.model.module, patcher.load_device, dtype, all_there(patcher.model, patcher.load_device))
 
     def _load(self, part: str, component: Component) -> tuple[ModelPatcher, torch.dtype]:
         vae = part == "vae"

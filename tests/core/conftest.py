@@ -3,14 +3,17 @@
 import importlib.util
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from llada_core.backbone.graphs import FixedRounds
 from llada_core.engine import LLaDAUni
 from llada_core.prompts import Vocabulary
+from llada_core.sampling import diffusion
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +47,13 @@ def golden_backbone(model):
 def vocabulary(model) -> Vocabulary:
     """The golden checkpoint's vocabulary."""
     return model.vocabulary
+
+
+@pytest.fixture
+def fixed_shapes(monkeypatch) -> None:
+    """Canvases that may use graphs run their rounds in the fixed shapes of graphs, kernel by kernel, on any device."""
+    monkeypatch.setattr(diffusion, "capturable_sizes", lambda backbone, cache, sizes: sizes)
+    monkeypatch.setattr(diffusion, "FixedRounds", partial(FixedRounds, capture=False))
 
 
 @pytest.fixture

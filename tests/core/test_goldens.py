@@ -45,7 +45,9 @@ def test_backbone_logits(kind, golden_backbone, golden_tensors, monkeypatch):
 
 
 @pytest.mark.parametrize("name", GENERATED)
-def test_block_diffusion_ids_and_rounds(name, golden, golden_backbone, vocabulary):
+@pytest.mark.parametrize("graphs", [False, True], ids=["plain", "fixed shapes"])
+@pytest.mark.usefixtures("fixed_shapes")
+def test_block_diffusion_ids_and_rounds(name, graphs, golden, golden_backbone, vocabulary):
     case = next(case for case in golden["generate"] if case["name"] == name)
     text_scale, image_scale = [*case.get("scales", [1.0]), 0.0][:2]
     guidance = Guidance(text_scale, image_scale, case.get("rescale", 0.0))
@@ -53,7 +55,8 @@ def test_block_diffusion_ids_and_rounds(name, golden, golden_backbone, vocabular
     stops = frozenset([case["stop"]] if "stop" in case else [])
     task = Task(case["gen_len"], case["steps"], case.get("lo", 0), case.get("hi", vocabulary.vocab_size), stops)
     prompts = [case["cond"], *case.get("branches", [])]
-    filled = Canvas(golden_backbone, prompts, case["gen_len"], vocabulary.mask, sampling, guidance).fill(task)
+    canvas = Canvas(golden_backbone, prompts, case["gen_len"], vocabulary.mask, sampling, guidance, graphs=graphs)
+    filled = canvas.fill(task)
     ids = filled.ids[:-1] if filled.stopped else filled.ids  # the reference leaves the stop out
     assert ids == case["output"]
     assert filled.rounds == case["forwards"]

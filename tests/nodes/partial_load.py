@@ -52,8 +52,9 @@ def away(patcher) -> list[torch.nn.Module]:
 residence = host.HostResidence("auto")
 model = engine.LLaDAUni(Path(CHECKPOINT), residence)
 whole = work(model)
+there = [casting.all_there(p.model, p.load_device) for p, _ in residence._patchers.values()]
 patchers = {part: patcher for part, (patcher, _) in residence._patchers.items()}
-report = {"parts": sorted(patchers), "loaded": len(management.current_loaded_models)}
+report = {"parts": sorted(patchers), "loaded": len(management.current_loaded_models), "there when whole": there}
 
 management.unload_all_models()
 report["loaded after unloading"] = len(management.current_loaded_models)
@@ -62,6 +63,7 @@ for patcher in patchers.values():
     patcher.detach()
     patcher.partially_load(patcher.load_device, extra_memory=patcher.model_size() // 3)
 report["away"] = {part: len(away(patcher)) for part, patcher in patchers.items()}
+report["there in part"] = [casting.all_there(p.model, p.load_device) for p in patchers.values()]
 report["away that cannot be brought"] = sum(
     not isinstance(m, tuple(casting._ADOPTED.values())) for p in patchers.values() for m in away(p)
 )

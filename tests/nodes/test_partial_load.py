@@ -36,6 +36,11 @@ def test_a_small_card_keeps_the_large_layers_of_every_component_away(report):
     assert report["away that cannot be brought"] == 0
 
 
+def test_the_engine_is_told_whether_weights_stay_on_the_device(report):
+    assert report["there when whole"] == [True] * 6
+    assert report["there in part"] == [False] * 6
+
+
 def test_results_in_part_equal_results_whole(report):
     assert report["equal"] == [True, True, True, True]
 

@@ -1,0 +1,195 @@
+"""Rounds in fixed shapes, replayed as CUDA graphs.
+
+A round of a block is over a thousand short kernels, and starting them one by one takes the processor several times as
+long as the GPU needs to run them. A graph starts them all at once. It holds the addresses and sizes of everything that
+it touches, so a round takes a form in which those never change: ids, positions and mask in buffers of their own, keys
+written to the cache by index, and a long stretch of the cache attended to with what is not to be seen masked.
+"""
+
+import logging
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from . import attention
+from .cache import IndexedCache, PrefixCache
+from .experts import Experts, waits_for_gpu
+from .model import Backbone
+
+log = logging.getLogger(__name__)
+
+# Keys attended to by the shortest graph; longer ones double. Masked keys cost little, capturing anew costs two rounds.
+SHORTEST = 2048
+# A shape's first use runs as it is, its second on the stream of captures, where libraries set themselves up. A shape
+# that comes a third time comes often enough to be worth a capture.
+REHEARSAL, CAPTURE = 2, 3
+
+
+class FixedRound:
+    """One shape of round over buffers that stay where they are.
+
+    Args:
+        backbone: the model.
+        cache: all keys and values.
+        n: positions of each row that are run.
+        extent: positions of the cache that are attended to.
+
+    Attributes:
+        hidden: what the last `compute` returned, [rows, n, hidden].
+        uses: how often the shape was asked for.
+        graph: `compute`, captured; None before.
+    """
+
+    def __init__(self, backbone: Backbone, cache: PrefixCache, n: int, extent: int):
+        rows, keys = cache.rows, cache.keys[0]
+        self.backbone, self.extent = backbone, extent
+        self._ids = torch.zeros(rows, n, dtype=torch.int64, device=keys.device)
+        self._positions = torch.zeros_like(self._ids)
+        self._mask = torch.zeros(rows, 1, n, extent, dtype=torch.bool, device=keys.device)
+        self._context = IndexedCache(cache, n, extent)
+        self._loaded: tuple[int, torch.Tensor | None] | None = None
+        self.hidden = keys.new_zeros(rows, n, backbone.config.hidden_size)
+        self.uses = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def load(self, ids: torch.Tensor, positions: torch.Tensor, begin: int, mask: torch.Tensor | None) -> None:
+        """Fill the buffers; arguments as those of `FixedRounds.run`."""
+        self._ids.copy_(ids)
+        if self._loaded is not None and self._loaded[0] == begin and self._loaded[1] is mask:
+            return  # as in most rounds of a block
+        self._loaded = (begin, mask)
+        end = begin + ids.shape[1]
+        self._positions.copy_(positions)
+        self._context.place(begin)
+        self._mask[..., :end] = True if mask is None else mask
+        self._mask[..., end:] = False
+
+    def compute(self) -> None:
+        """Run the loaded positions. Allocates, but reads nothing back from the device."""
+        self.hidden.copy_(self.backbone(self._ids, self._positions, self._context, 0, self._mask))
+
+
+class FixedRounds:
+    """Rounds of a few sizes against one cache, as graphs once they have come often enough.
+
+    Graphs hold the addresses of weights: nobody may move those before `close`.
+
+    Args:
+        backbone: the model.
+        cache: all keys and values.
+        sizes: how many positions a round may run.
+        capture: False runs the same computation kernel by kernel, on any device.
+    """
+
+    def __init__(self, backbone: Backbone, cache: PrefixCache, sizes: Collection[int], capture: bool = True):
+        self.backbone, self.cache, self.sizes = backbone, cache, frozenset(sizes)
+        self._capturing = capture
+        self._rounds: dict[int, FixedRound] = {}
+        self._pool = None
+
+    def run(self, ids: torch.Tensor, positions: torch.Tensor, begin: int, mask: torch.Tensor | None) -> torch.Tensor:
+        """Run n positions against the cache; what is in it from `begin` to `begin` + n is written anew.
+
+        Args:
+            ids, positions: int64 [rows, n], n one of `sizes`.
+            begin: index in the cache of the first of them.
+            mask: bool [rows, 1, n or 1, begin + n], True where a query sees a key; None sees all up to the last.
+                The same object in the next call means the same mask.
+
+        Returns:
+            Hidden states [rows, n, hidden] in a buffer that the next call of this size overwrites.
+        """
+        n = ids.shape[1]
+        fixed = self._fixed(n, begin + n)
+        fixed.load(ids, positions, begin, mask)
+        fixed.uses += 1
+        if self._capturing and fixed.graph is None and fixed.uses >= REHEARSAL:
+            try:
+                if fixed.uses < CAPTURE:
+                    self._rehearse(fixed)
+                    return fixed.hidden
+                self._capture(fixed)
+            except RuntimeError as error:
+                self._capturing = False
+                log.warning("rounds go on without CUDA graphs (%s: %s)", type(error).__name__, error)
+        if fixed.graph is None:
+            fixed.compute()
+        else:
+            fixed.graph.replay()
+        return fixed.hidden
+
+    def close(self) -> None:
+        """Let go of all graphs and their memory."""
+        if any(fixed.graph for fixed in self._rounds.values()):
+            torch.cuda.synchronize(self.cache.keys[0].device)  # none of them may be running
+        for fixed in self._rounds.values():
+            if fixed.graph is not None:
+                fixed.graph.reset()
+        self._rounds.clear()
+
+    def _fixed(self, n: int, end: int) -> FixedRound:
+        """The round of n positions that reaches to `end`."""
+        fixed = self._rounds.get(n)
+        if fixed is None or fixed.extent < end:
+            if fixed is not None and fixed.graph is not None:
+                fixed.graph.reset()
+            extent = min(self.cache.capacity, max(SHORTEST, 1 << (end - 1).bit_length()))
+            self._rounds[n] = fixed = FixedRound(self.backbone, self.cache, n, extent)
+        return fixed
+
+    def _rehearse(self, fixed: FixedRound) -> None:
+        """Compute on the stream of captures. Raises RuntimeError where something would be read back."""
+        stream = _capture_stream(fixed.hidden.device)
+        with torch.cuda.device(stream.device):
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream), _reading_back_raises():
+                fixed.compute()
+            torch.cuda.current_stream().wait_stream(stream)
+
+    def _capture(self, fixed: FixedRound) -> None:
+        """Make the graph. Raises RuntimeError, OutOfMemoryError among them, where that fails."""
+        stream = _capture_stream(fixed.hidden.device)
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()  # rounds follow each other, so they share memory
+        graph = torch.cuda.CUDAGraph()
+        # Other threads of a host may use the device meanwhile. The outer context gives the stream back in any case.
+        with (
+            torch.cuda.device(stream.device),
+            torch.cuda.stream(stream),
+            torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"),
+        ):
+            fixed.compute()
+        fixed.graph = graph
+
+
+def capturable_sizes(backbone: Backbone, cache: PrefixCache, sizes: Collection[int]) -> list[int]:
+    """Those of the sizes whose rounds can be captured: on a GPU of NVIDIA's, without reading anything back from it."""
+    device = cache.keys[0].device
+    if device.type != "cuda" or torch.version.hip or backbone.attend is attention.flash:
+        return []  # flash-attn's kernel takes no mask, and asking for it is asking for that kernel
+    if any(parameter.device != device for parameter in backbone.parameters()):
+        return []
+    experts = [module for module in backbone.modules() if isinstance(module, Experts)]
+    return [n for n in sizes if not any(waits_for_gpu(module, cache.rows * n) for module in experts)]
+
+
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """torch's own stream for captures: libraries keep working memory for every stream, so new ones would add up."""
+    with torch.cuda.device(device):
+        stream = torch.cuda.graph(torch.cuda.CUDAGraph()).capture_stream
+        return stream if stream.device == device else torch.cuda.Stream(device)
+
+
+@contextmanager
+def _reading_back_raises() -> Iterator[None]:
+    """Waiting for the GPU is an error inside. A capture in which it happens would leave torch's allocator unusable."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
