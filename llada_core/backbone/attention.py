@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 
 KINDS = ("auto", "sdpa", "flash_attention_2", "eager")
 
+PART = 256  # keys that `in_parts` takes at a time
+
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
@@ -54,9 +56,11 @@ def bias(mask: torch.Tensor, n: int, group: int, dtype: torch.dtype) -> torch.Te
         dtype: of q, k and v.
 
     Returns:
-        [rows, 1, group * n, m], 0 where a query sees a key and minus infinity elsewhere.
+        [rows, 1, group * n, m], 0 where a query sees a key, and elsewhere so low that a softmax gives it nothing. It is
+        finite, for a softmax over minus infinities alone is not a number.
     """
-    hidden = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
+    lowest = torch.finfo(dtype).min / 2  # half: kernels multiply by the logarithm of e
+    hidden = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, lowest)
     return hidden.expand(-1, -1, n, -1).repeat(1, 1, group, 1)
 
 
@@ -74,6 +78,24 @@ def without_planning(device: torch.device) -> AbstractContextManager:
 def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """torch's scaled dot product attention, whichever kernel it picks."""
     return F.scaled_dot_product_attention(_fold(q, k.shape[1]), k, v, attn_mask=bias).reshape(q.shape)
+
+
+def in_parts(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """The same for few queries and many keys, m a multiple of PART, spread over the whole GPU.
+
+    torch's kernels that take a mask walk along all keys in a handful of places at once. Here each walks along PART of
+    them, and the parts are merged by their softmax's denominators.
+    """
+    kv_heads, cut = k.shape[1], (k.shape[2] // PART, PART)
+    queries = _fold(q, kv_heads).flatten(0, 1)[:, None].expand(-1, cut[0], -1, -1)  # [rows * kv_heads, parts, ...]
+    k, v = (x.unflatten(2, cut).flatten(0, 1) for x in (k, v))
+    bias = bias.expand(-1, kv_heads, -1, -1).unflatten(3, cut).transpose(2, 3).flatten(0, 1)
+    if q.is_cpu:
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(queries, k, v, attn_mask=bias)
+    else:
+        out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(queries, k, v, bias, True)
+    share = lse[..., : queries.shape[2], None].softmax(1)
+    return (out * share).sum(1).to(q.dtype).reshape(q.shape)
 
 
 def eager(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

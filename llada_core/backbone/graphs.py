@@ -22,9 +22,6 @@ log = logging.getLogger(__name__)
 
 # Keys attended to by the shortest graph; longer ones double. Masked keys cost little, capturing anew costs two rounds.
 SHORTEST = 2048
-# A shape's first use runs as it is, its second on the stream of captures, where libraries set themselves up. A shape
-# that comes a third time comes often enough to be worth a capture.
-REHEARSAL, CAPTURE = 2, 3
 
 
 class FixedRound:
@@ -34,24 +31,25 @@ class FixedRound:
         backbone: the model.
         cache: all keys and values.
         n: positions of each row that are run.
-        extent: positions of the cache that are attended to.
+        extent: positions of the cache that are attended to, a multiple of attention.PART.
 
     Attributes:
         hidden: what the last `compute` returned, [rows, n, hidden].
-        uses: how often the shape was asked for.
+        rehearsed: whether it has run where it is captured, so that libraries have set themselves up.
         graph: `compute`, captured; None before.
     """
 
     def __init__(self, backbone: Backbone, cache: PrefixCache, n: int, extent: int):
         rows, keys = cache.rows, cache.keys[0]
         self.backbone, self.extent = backbone, extent
+        self._attend = attention.in_parts if backbone.attend is attention.sdpa else backbone.attend
         self._ids = torch.zeros(rows, n, dtype=torch.int64, device=keys.device)
         self._positions = torch.zeros_like(self._ids)
         self._mask = torch.zeros(rows, 1, n, extent, dtype=torch.bool, device=keys.device)
         self._context = IndexedCache(cache, n, extent)
         self._loaded: tuple[int, torch.Tensor | None] | None = None
         self.hidden = keys.new_zeros(rows, n, backbone.config.hidden_size)
-        self.uses = 0
+        self.rehearsed = False
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def load(self, ids: torch.Tensor, positions: torch.Tensor, begin: int, mask: torch.Tensor | None) -> None:
@@ -68,17 +66,18 @@ class FixedRound:
 
     def compute(self) -> None:
         """Run the loaded positions. Allocates, but reads nothing back from the device."""
-        self.hidden.copy_(self.backbone(self._ids, self._positions, self._context, 0, self._mask))
+        self.hidden.copy_(self.backbone(self._ids, self._positions, self._context, 0, self._mask, self._attend))
 
 
 class FixedRounds:
-    """Rounds of a few sizes against one cache, as graphs once they have come often enough.
+    """Rounds of a few sizes against one cache, as graphs from the second round of a size on.
 
-    Graphs hold the addresses of weights: nobody may move those before `close`.
+    A capture takes about as long as a round without one, so a size that comes twice loses nothing by it. Graphs hold
+    the addresses of weights: nobody may move those before `close`.
 
     Args:
         backbone: the model.
-        cache: all keys and values.
+        cache: all keys and values, its capacity a multiple of attention.PART.
         sizes: how many positions a round may run.
         capture: False runs the same computation kernel by kernel, on any device.
     """
@@ -104,10 +103,9 @@ class FixedRounds:
         n = ids.shape[1]
         fixed = self._fixed(n, begin + n)
         fixed.load(ids, positions, begin, mask)
-        fixed.uses += 1
-        if self._capturing and fixed.graph is None and fixed.uses >= REHEARSAL:
+        if self._capturing and fixed.graph is None:
             try:
-                if fixed.uses < CAPTURE:
+                if not fixed.rehearsed:
                     self._rehearse(fixed)
                     return fixed.hidden
                 self._capture(fixed)
@@ -147,6 +145,7 @@ class FixedRounds:
             with torch.cuda.stream(stream), _reading_back_raises():
                 fixed.compute()
             torch.cuda.current_stream().wait_stream(stream)
+        fixed.rehearsed = True
 
     def _capture(self, fixed: FixedRound) -> None:
         """Make the graph. Raises RuntimeError, OutOfMemoryError among them, where that fails."""
@@ -164,15 +163,14 @@ class FixedRounds:
         fixed.graph = graph
 
 
-def capturable_sizes(backbone: Backbone, cache: PrefixCache, sizes: Collection[int]) -> list[int]:
+def capturable_sizes(backbone: Backbone, device: torch.device, rows: int, sizes: Collection[int]) -> Collection[int]:
     """Those of the sizes whose rounds can be captured: on a GPU of NVIDIA's, without reading anything back from it."""
-    device = cache.keys[0].device
     if device.type != "cuda" or torch.version.hip or backbone.attend is attention.flash:
         return []  # flash-attn's kernel takes no mask, and asking for it is asking for that kernel
     if any(parameter.device != device for parameter in backbone.parameters()):
         return []
     experts = [module for module in backbone.modules() if isinstance(module, Experts)]
-    return [n for n in sizes if not any(waits_for_gpu(module, cache.rows * n) for module in experts)]
+    return [n for n in sizes if not any(waits_for_gpu(module, rows * n) for module in experts)]
 
 
 def _capture_stream(device: torch.device) -> torch.cuda.Stream:

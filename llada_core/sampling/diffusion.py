@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..backbone.attention import PART
 from ..backbone.cache import PrefixCache, PrunedPrefix
 from ..backbone.graphs import FixedRounds, capturable_sizes
 from ..backbone.model import Backbone, block_causal_mask
@@ -89,9 +90,10 @@ class Canvas:
         self.pads = torch.tensor([self.length - len(p) for p in prompts], device=device)
         self.positions = (torch.arange(capacity, device=device) - self.pads[:, None]).clamp_min(0)
         rows = len(prompts)
-        self.cache = PrefixCache(backbone.config, rows, capacity, device, dtype, key_norms=sprint is not None)
         # A round runs a block; the first of a block also what became final with the block before it.
-        sizes = capturable_sizes(backbone, self.cache, (self.block, 2 * self.block)) if graphs else ()
+        sizes = capturable_sizes(backbone, self.ids.device, rows, (self.block, 2 * self.block)) if graphs else ()
+        stored = capacity + -capacity % PART if sizes else capacity
+        self.cache = PrefixCache(backbone.config, rows, stored, device, dtype, key_norms=sprint is not None)
         self.fixed = FixedRounds(backbone, self.cache, sizes)
         self._drew_mask = False  # the mask token may be drawn; no text ends behind one (contract section 6)
         self._last_mask: tuple[int, int, torch.Tensor | None] | None = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..backbone.attention import PART
 from ..backbone.config import BackboneConfig
 from ..backbone.experts import FEW_TOKENS
 from ..errors import InputError
@@ -171,7 +172,8 @@ def working_bytes(
         block_length: positions whose logits are guided and softmaxed together.
         sprint: the prefix is gathered into a copy, and finished positions are scored by their logits.
     """
-    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * length * dtype.itemsize
+    cached = length + -length % PART
+    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * cached * dtype.itemsize
     run = min(length, PREFILL)
     expert_row = 2 * config.hidden_size + 3 * config.moe_intermediate_size
     experts = config.num_experts_per_tok * expert_row

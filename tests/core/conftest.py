@@ -52,7 +52,7 @@ def vocabulary(model) -> Vocabulary:
 @pytest.fixture
 def fixed_shapes(monkeypatch) -> None:
     """Canvases that may use graphs run their rounds in the fixed shapes of graphs, kernel by kernel, on any device."""
-    monkeypatch.setattr(diffusion, "capturable_sizes", lambda backbone, cache, sizes: sizes)
+    monkeypatch.setattr(diffusion, "capturable_sizes", lambda backbone, device, rows, sizes: sizes)
     monkeypatch.setattr(diffusion, "FixedRounds", partial(FixedRounds, capture=False))
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llada_core.backbone import attention
-from llada_core.backbone.attention import bias, choose, eager, flash, sdpa
+from llada_core.backbone.attention import PART, bias, choose, eager, flash, in_parts, sdpa
 from llada_core.backbone.model import Backbone, block_causal_mask, turn
 from llada_core.errors import InputError
 
@@ -52,6 +52,19 @@ def test_kernels_equal_the_formula(kernel, n, m):
     q, k, v = random_qkv(n, m)
     for mask in masks(n, m) if m > 4 else [None]:
         out = kernel(q, k, v, bias_of(mask, n))
+        assert out.shape == q.shape
+        assert torch.allclose(out, repeated(q, k, v, mask), atol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("n", [1, 5, 32])
+def test_parts_equal_the_formula(parts, n):
+    q, k, v = random_qkv(n, parts * PART)
+    nothing_of_a_part = masks(n, parts * PART)[1]
+    nothing_of_a_part[:, :, : n // 2 + 1, 1:PART] = False
+    nothing_of_a_part[..., PART : 2 * PART] = False
+    for mask in [*masks(n, parts * PART)[1:], nothing_of_a_part]:
+        out = in_parts(q, k, v, bias_of(mask, n))
         assert out.shape == q.shape
         assert torch.allclose(out, repeated(q, k, v, mask), atol=1e-5)
 

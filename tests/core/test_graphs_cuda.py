@@ -65,6 +65,20 @@ def test_graphs_fill_what_the_same_kernels_fill_one_by_one(dtype, lengths, sprin
         assert captured(exact) == (found, 0)
 
 
+@BOTH
+@pytest.mark.parametrize("rows", [1, 2])
+def test_attention_in_parts_equals_the_whole(dtype, rows):
+    generator = torch.Generator("cuda").manual_seed(rows)
+    shapes = [(rows, 8, 32, 64), *[(rows, 2, 3 * attention.PART, 64)] * 2]
+    q, k, v = (torch.randn(shape, generator=generator, device="cuda", dtype=dtype) for shape in shapes)
+    mask = torch.rand(rows, 1, 32, k.shape[2], generator=generator, device="cuda") < 0.5
+    mask[..., attention.PART : 2 * attention.PART] = False  # one part holds nothing to see
+    bias = attention.bias(mask, 32, 4, dtype)
+    expected = attention.eager(q.float(), k.float(), v.float(), bias.float())
+    found = attention.in_parts(q, k, v, bias)
+    assert torch.allclose(found.float(), expected, atol=2e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
 def test_each_type_takes_its_product(backbone):
     """So that the test above covers both: one kernel for all experts, and padding."""
     for dtype in (torch.bfloat16, torch.float32):
