@@ -7,6 +7,7 @@ written to the cache by index, and a long stretch of the cache attended to with 
 """
 
 import logging
+import traceback
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -103,19 +104,10 @@ class FixedRounds:
         n = ids.shape[1]
         fixed = self._fixed(n, begin + n)
         fixed.load(ids, positions, begin, mask)
-        if self._capturing and fixed.graph is None:
-            try:
-                if not fixed.rehearsed:
-                    self._rehearse(fixed)
-                    return fixed.hidden
-                self._capture(fixed)
-            except RuntimeError as error:
-                self._capturing = False
-                log.warning("rounds go on without CUDA graphs (%s: %s)", type(error).__name__, error)
-        if fixed.graph is None:
-            fixed.compute()
-        else:
+        if fixed.graph is not None:
             fixed.graph.replay()
+        elif not self._capturing or not self._begin(fixed):
+            fixed.compute()
         return fixed.hidden
 
     def close(self) -> None:
@@ -136,6 +128,23 @@ class FixedRounds:
             extent = min(self.cache.capacity, max(SHORTEST, 1 << (end - 1).bit_length()))
             self._rounds[n] = fixed = FixedRound(self.backbone, self.cache, n, extent)
         return fixed
+
+    def _begin(self, fixed: FixedRound) -> bool:
+        """Compute once on the way to a graph: the rehearsal, or the capture and its first replay.
+
+        False where that fails, which is logged; nothing is captured from then on.
+        """
+        try:
+            if fixed.rehearsed:
+                self._capture(fixed)
+                fixed.graph.replay()  # some allocators take a graph's memory only now
+            else:
+                self._rehearse(fixed)
+        except RuntimeError as error:
+            self._capturing, fixed.graph = False, None
+            log.warning("rounds go on without CUDA graphs (%s: %s)", type(error).__name__, str(error))
+            return False
+        return True
 
     def _rehearse(self, fixed: FixedRound) -> None:
         """Compute on the stream of captures. Raises RuntimeError where something would be read back."""
@@ -158,6 +167,7 @@ class FixedRounds:
             torch.cuda.device(stream.device),
             torch.cuda.stream(stream),
             torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"),
+            freeing_what_fails(),
         ):
             fixed.compute()
         fixed.graph = graph
@@ -178,6 +188,19 @@ def _capture_stream(device: torch.device) -> torch.cuda.Stream:
     with torch.cuda.device(device):
         stream = torch.cuda.graph(torch.cuda.CUDAGraph()).capture_stream
         return stream if stream.device == device else torch.cuda.Stream(device)
+
+
+@contextmanager
+def freeing_what_fails() -> Iterator[None]:
+    """An error inside leaves as it is, but for the tensors that its traceback would keep.
+
+    What was allocated in a capture must be freed in it: afterwards cudaMallocAsync ends the whole program.
+    """
+    try:
+        yield
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
 
 
 @contextmanager

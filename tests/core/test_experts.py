@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from llada_core.backbone import experts as module
-from llada_core.backbone.experts import Experts, Router, can_group
+from llada_core.backbone.experts import Experts, Router, can_group, waits_for_gpu
 
 
 def slow_router(x, weight, bias, c) -> list[dict[int, float]]:
@@ -141,6 +141,7 @@ def test_torchs_own_grouped_product_agrees_where_it_runs(bank):
 
 def test_no_kernel_for_banks_on_the_cpu(bank):
     assert not can_group(bank.gate_up.weight.bfloat16())
+    assert waits_for_gpu(bank, 1)
 
 
 def test_sum_over_experts_does_not_lose_small_terms(bank):

@@ -1,10 +1,11 @@
 """Rounds in the fixed shapes of CUDA graphs against rounds in their exact ones, and when they become graphs."""
 
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from llada_core.backbone import attention, experts, graphs
@@ -58,6 +59,8 @@ def fill(backbone, prompts, task, on_round=None, **options) -> tuple[Canvas, dif
 def test_fixed_shapes_fill_as_exact_ones(
     lengths, block, count, steps, shortest, sprint, stops, seed, tiny, fixed_shapes, monkeypatch
 ):
+    # Masks that see nothing but masks are all predicted alike: which is best is a matter of rounding.
+    assume(not sprint or sprint.warmup or sprint.text_keep_ratio == 1.0)
     monkeypatch.setattr(graphs, "SHORTEST", shortest)
     task = Task(count, steps, 0, IMAGES, stops) if stops else Task(count, steps, IMAGES, VOCABULARY)
     options = {"sampling": Sampling(block_length=block, threshold=0.6), "sprint": sprint}
@@ -222,3 +225,29 @@ def test_a_capture_that_fails_is_logged_once_and_the_run_goes_on(failing, tiny, 
     assert [record.getMessage() for record in caplog.records] == [
         "rounds go on without CUDA graphs (OutOfMemoryError: no room)"
     ]
+
+
+def test_memory_that_a_graph_takes_at_its_first_replay_may_be_missing_too(tiny, events, monkeypatch, caplog):
+    class Failing:
+        def replay(self):
+            raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(FixedRounds, "_capture", lambda self, fixed: setattr(fixed, "graph", Failing()))
+    _, expected = fill(tiny, prompts_of([50, 90]), DRAW, graphs=False)
+    assert fill(tiny, prompts_of([50, 90]), DRAW)[1] == expected
+    assert len(caplog.records) == 1
+
+
+def test_an_error_in_a_capture_keeps_no_tensor(tiny, monkeypatch):
+    kept = []
+
+    def fail(q, k, v, bias):
+        kept.extend(weakref.ref(tensor) for tensor in (q, k, v, bias))
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(tiny, "attend", fail)
+    fixed = graphs.FixedRound(tiny, PrefixCache(tiny.config, 1, 256, "cpu", torch.float32), 32, 256)
+    with pytest.raises(RuntimeError) as caught, graphs.freeing_what_fails():
+        fixed.compute()
+    assert len(kept) == 4
+    assert all(ref() is None for ref in kept), caught
