@@ -69,6 +69,13 @@ class FixedRound:
         """Run the loaded positions. Allocates, but reads nothing back from the device."""
         self.hidden.copy_(self.backbone(self._ids, self._positions, self._context, 0, self._mask, self._attend))
 
+    def close(self) -> None:
+        """Let go of the graph and its memory."""
+        if self.graph is not None:
+            torch.cuda.synchronize(self.hidden.device)  # it may still be running
+            self.graph.reset()
+            self.graph = None
+
 
 class FixedRounds:
     """Rounds of a few sizes against one cache, as graphs from the second round of a size on.
@@ -112,19 +119,16 @@ class FixedRounds:
 
     def close(self) -> None:
         """Let go of all graphs and their memory."""
-        if any(fixed.graph for fixed in self._rounds.values()):
-            torch.cuda.synchronize(self.cache.keys[0].device)  # none of them may be running
         for fixed in self._rounds.values():
-            if fixed.graph is not None:
-                fixed.graph.reset()
+            fixed.close()
         self._rounds.clear()
 
     def _fixed(self, n: int, end: int) -> FixedRound:
         """The round of n positions that reaches to `end`."""
         fixed = self._rounds.get(n)
         if fixed is None or fixed.extent < end:
-            if fixed is not None and fixed.graph is not None:
-                fixed.graph.reset()
+            if fixed is not None:
+                fixed.close()
             extent = min(self.cache.capacity, max(SHORTEST, 1 << (end - 1).bit_length()))
             self._rounds[n] = fixed = FixedRound(self.backbone, self.cache, n, extent)
         return fixed
@@ -205,7 +209,7 @@ def freeing_what_fails() -> Iterator[None]:
 
 @contextmanager
 def _reading_back_raises() -> Iterator[None]:
-    """Waiting for the GPU is an error inside. A capture in which it happens would leave torch's allocator unusable."""
+    """Waiting for the GPU is an error inside. In a capture it would cost the program torch's random numbers there."""
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the mode is a prototype
