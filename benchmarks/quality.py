@@ -34,6 +34,7 @@ from .support import add_json, show
 SPRINT = Sprint()  # the paper's settings are the defaults
 SHORT = Sampling(thinking_length=160)  # plans here are shorter; a model that has not learnt to stop must not go on
 SCHEDULE = Sampling(threshold=1.0)  # no token is accepted early: every block takes all its rounds
+HASTY = Sampling(steps=2)  # two rounds a block at most, where eight are the default
 ATTRIBUTES = ("shape", "colour", "size", "place")
 
 
@@ -158,13 +159,15 @@ class Quality:
             tally.add(made.kind, right)
         return tally
 
-    def edits(self, sprint: Sprint | None = None, guidance: Guidance | None = None) -> Tally:
+    def edits(
+        self, sprint: Sprint | None = None, guidance: Guidance | None = None, sampling: Sampling | None = None
+    ) -> Tally:
         """Edits of one picture, and with an object of a second one; the rest must stay."""
         tally = Tally()
         for made in examples("edit", self.count, self.seed):
             before, after = made.references[0], made.frames[-1][1]
             references = self.encode(made.references, "edit")
-            options = {"references": references, "sprint": sprint, "guidance": guidance}
+            options = {"references": references, "sprint": sprint, "guidance": guidance, "sampling": sampling}
             drawn = self.model.generate(made.instruction, **options)
             tally.usages.append(drawn.usage)
             report = self.picture(drawn.tokens)
@@ -196,6 +199,8 @@ def measurements(quality: Quality) -> dict[str, Callable[[], Tally]]:
         "draw, plain": lambda: quality.draw(both=True),
         "draw, every round": lambda: quality.draw(sampling=SCHEDULE),
         "draw, SPRINT": lambda: quality.draw(sprint=SPRINT),
+        "draw, two rounds": lambda: quality.draw(sampling=HASTY),
+        "draw, two rounds, SPRINT": lambda: quality.draw(sampling=HASTY, sprint=SPRINT),
         "draw, no guidance": lambda: quality.draw(guidance=Guidance(text=1.0)),
         "draw, thinking": lambda: quality.draw(thinking=True),
         "draw, thinking, SPRINT": lambda: quality.draw(thinking=True, sprint=SPRINT),
@@ -203,6 +208,8 @@ def measurements(quality: Quality) -> dict[str, Callable[[], Tally]]:
         "questions, SPRINT": lambda: quality.questions(sprint=SPRINT),
         "edit, plain": quality.edits,
         "edit, SPRINT": lambda: quality.edits(sprint=SPRINT),
+        "edit, two rounds": lambda: quality.edits(sampling=HASTY),
+        "edit, two rounds, SPRINT": lambda: quality.edits(sampling=HASTY, sprint=SPRINT),
         "edit, no guidance": lambda: quality.edits(guidance=Guidance(text=0.0)),
         "stories, plain": quality.stories,
     }
