@@ -1,6 +1,6 @@
 """Writes docs/miniature.png: what the miniature makes of the first held-out prompts of its benchmark, none picked.
 
-    python -m tools.build_gallery
+python -m tools.build_gallery
 """
 
 import numpy as np

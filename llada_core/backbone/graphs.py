@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 
 # Keys attended to by the shortest graph; longer ones double. Masked keys cost little, capturing anew costs two rounds.
 SHORTEST = 2048
+# Free bytes on the card without which nothing is captured: memory that runs out in a capture cannot be made there, and
+# with some allocators the program ends. A graph of the released model takes a tenth of it.
+SPARE = 2**29
 
 
 class FixedRound:
@@ -140,6 +143,8 @@ class FixedRounds:
         """
         try:
             if fixed.rehearsed:
+                if (free := _free_bytes(fixed.hidden.device)) < SPARE:
+                    raise RuntimeError(f"{free / 1e6:.0f} MB are free on the card, and {SPARE / 1e6:.0f} are wanted")
                 self._capture(fixed)
                 fixed.graph.replay()  # some allocators take a graph's memory only now
             else:
@@ -185,6 +190,11 @@ def capturable_sizes(backbone: Backbone, device: torch.device, rows: int, sizes:
         return []
     experts = [module for module in backbone.modules() if isinstance(module, Experts)]
     return [n for n in sizes if not any(waits_for_gpu(module, rows * n) for module in experts)]
+
+
+def _free_bytes(device: torch.device) -> int:
+    """What a new pool of memory can take on the card; what torch keeps for its other pools is not among it."""
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def _capture_stream(device: torch.device) -> torch.cuda.Stream:

@@ -176,6 +176,7 @@ def events(monkeypatch, fixed_shapes) -> list[str]:
     monkeypatch.setattr(FixedRounds, "_rehearse", rehearse)
     monkeypatch.setattr(FixedRounds, "_capture", capture)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(graphs, "_free_bytes", lambda device: graphs.SPARE)
     return events
 
 
@@ -225,6 +226,14 @@ def test_a_capture_that_fails_is_logged_once_and_the_run_goes_on(failing, tiny, 
     assert [record.getMessage() for record in caplog.records] == [
         "rounds go on without CUDA graphs (OutOfMemoryError: no room)"
     ]
+
+
+def test_nothing_is_captured_on_a_full_card(tiny, events, monkeypatch, caplog):
+    monkeypatch.setattr(graphs, "_free_bytes", lambda device: graphs.SPARE - 1)
+    _, expected = fill(tiny, prompts_of([50, 90]), DRAW, graphs=False)
+    assert fill(tiny, prompts_of([50, 90]), DRAW)[1] == expected
+    assert "capture" not in events
+    assert ["537 MB are free on the card" in record.getMessage() for record in caplog.records] == [True]
 
 
 def test_memory_that_a_graph_takes_at_its_first_replay_may_be_missing_too(tiny, events, monkeypatch, caplog):

@@ -1,7 +1,6 @@
 """The shipped workflows, end to end, on the miniature: what comes out is what was asked for."""
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from harness.results import Shown, of_process, of_server
@@ -30,4 +29,3 @@ def test_in_this_process(name, miniature_runs):
 def test_in_a_real_comfyui(name, api, comfy_server):
     graph = for_miniature(name, api)
     check(name, of_server(graph, comfy_server.run(graph), comfy_server))
-
