@@ -1,9 +1,8 @@
-"""Stages "backbone" and "answers": block diffusion over all tasks at once, with the engine's own modules."""
+"""Stage "backbone": block diffusion over all tasks at once, with the engine's own modules."""
 
 import random
 from dataclasses import fields
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,10 +14,10 @@ from llada_core.backbone.experts import Experts, Router
 from llada_core.backbone.model import Backbone, RMSNorm
 
 from . import pools, tokenizer
-from .examples import SHARES, Example, example
+from .examples import Example, example
 from .packing import TAIL, TARGET, lay_out, rows_of, sequence, visible
 from .sizes import BACKBONE, SEED, Schedule
-from .stage import Stage, origin, trained
+from .stage import Stage, origin
 
 LENGTH = 768  # positions of a row; the longest story fits
 _PER_ROW = 4  # examples that a row holds on average
@@ -99,15 +98,13 @@ class BackboneStage(Stage):
     """All tasks mixed, rows packed full."""
 
     name = "backbone"
-    shares: ClassVar[dict[str, float]] = SHARES  # of the tasks
-    text_weight = 1.0  # of a masked text token, against one of an image
 
     def __init__(self, schedule: Schedule, folder: Path, device: torch.device, workers: int = 0):
         self.schedule = schedule
         self.words = tokenizer.vocabulary(tokenizer.build())
         backbone = build(config(self.words.vocab_size, self.words.image_offset))
         self.module = nn.ModuleDict({"model": backbone, "help": nn.Linear(BACKBONE["hidden_size"], PLACES)})
-        self.pool = code_pool(folder, self, device, workers)
+        self.pool = code_pool(folder, schedule.pool, device, workers)
         self.routers = [module for module in backbone.modules() if isinstance(module, Router)]
         for module in backbone.modules():
             if isinstance(module, Experts):
@@ -127,11 +124,6 @@ class BackboneStage(Stage):
     def _keep_early(self, module: nn.Module, _, out: torch.Tensor) -> None:
         self._early = out
 
-    def pooled(self, index: int) -> Example:
-        """Example `index` of the pool."""
-        rng = random.Random(SEED * 1_299_709 + index)
-        return example(rng, task=rng.choices(tuple(self.shares), self.shares.values())[0])
-
     def batch(self, step: int) -> dict[str, torch.Tensor]:
         """`packing.rows_of` for examples of the pool."""
         rng = random.Random(SEED * 15_485_863 + step)
@@ -139,7 +131,7 @@ class BackboneStage(Stage):
         def packed():
             while True:
                 index = rng.randrange(len(self.pool["starts"]))
-                made = self.pooled(index)
+                made = pooled_example(index)
                 yield lay_out(sequence(made, pooled_codes(self.pool, index, made), self.words, rng), self.words.end)
 
         return rows_of(packed(), max(1, self.schedule.batch // _PER_ROW), LENGTH, self.words.end)
@@ -151,10 +143,8 @@ class BackboneStage(Stage):
         hidden = forward(model, batch, ids)
         right, place = batch["ids"][wanted], batch["places"][wanted]
         logits = model.lm_head(hidden[wanted]).float()
+        error = F.cross_entropy(logits, right)
         in_image = place >= 0
-        # The end tokens that fill a block up say little.
-        weight = torch.where(in_image | (right == self.words.end), 1.0, self.text_weight)
-        error = (F.cross_entropy(logits, right, reduction="none") * weight).sum() / weight.sum()
         helped = self.module["help"](self._early[wanted]).float()
         help_ = F.cross_entropy(helped, place, ignore_index=-1)
         with torch.no_grad():
@@ -176,22 +166,6 @@ class BackboneStage(Stage):
             router.expert_bias += _BIAS_RATE * (load.mean() - load).sign()
 
 
-class AnswersStage(BackboneStage):
-    """From the trained backbone: mostly questions and edits, whose few telling tokens drown among those of pictures."""
-
-    name = "answers"
-    shares: ClassVar[dict[str, float]] = {"draw": 0.1, "think": 0.06, "understand": 0.5, "edit": 0.3, "story": 0.04}
-    text_weight = 6.0
-
-    def __init__(self, schedule: Schedule, folder: Path, device: torch.device, workers: int = 0):
-        super().__init__(schedule, folder, device, workers)
-        learnt = [p for p in self.module.parameters() if p.requires_grad]
-        if trained(folder, "backbone", self.module) is None:
-            raise SystemExit("Train the stage backbone first.")
-        for parameter in learnt:
-            parameter.requires_grad_(True)
-
-
 def _in_autocast(module: nn.Module, given: tuple) -> tuple:
     """Experts multiply in the dtype of their rows: give them autocast's, so that a GPU takes the grouped product."""
     x, *rest = given
@@ -211,6 +185,11 @@ def _in_float32(router: Router) -> None:
     router.forward = exact
 
 
+def pooled_example(index: int) -> Example:
+    """Example `index` of the pool."""
+    return example(random.Random(SEED * 1_299_709 + index))
+
+
 def pooled_codes(pool: dict[str, np.ndarray], index: int, made: Example) -> list[torch.Tensor]:
     """The codes of its scenes, int16 [h, w] each."""
     at, grids = int(pool["starts"][index]), []
@@ -221,15 +200,14 @@ def pooled_codes(pool: dict[str, np.ndarray], index: int, made: Example) -> list
     return grids
 
 
-def code_pool(folder: Path, stage: BackboneStage, device: torch.device, workers: int) -> dict[str, np.ndarray]:
-    """The codes of all scenes of a stage's examples, one after the other, and where each example's begin.
+def code_pool(folder: Path, count: int, device: torch.device, workers: int) -> dict[str, np.ndarray]:
+    """The codes of all scenes of `count` examples, one after the other, and where each example's begin.
 
     Made once and kept in the folder of the run.
     """
-    count = stage.schedule.pool
-    path, made_from = folder / f"pool-{stage.name}.npz", f"{count} of {origin(folder, 'vision')}"
+    path, made_from = folder / "pool-codes.npz", f"{count} of {origin(folder, 'vision')}"
     if not path.exists() or str(np.load(path)["made_from"]) != made_from:
-        made = [stage.pooled(index).scenes for index in range(count)]
+        made = [pooled_example(index).scenes for index in range(count)]
         grids = pools.codes(folder, [scene for scenes in made for scene in scenes], device, workers)
         flat = [grid.flatten().numpy() for grid in grids]
         sizes = np.array([sum(scene.grid[0] * scene.grid[1] for scene in scenes) for scenes in made])

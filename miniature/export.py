@@ -22,7 +22,7 @@ from .sizes import BACKBONE, DECODER, PREPROCESSOR, VAE, VISION, VQ
 from .stage import trained
 
 DTYPE = torch.bfloat16
-STAGES = ("vae", "vision", "decoder", "turbo", "backbone", "answers")
+STAGES = ("vae", "vision", "decoder", "turbo", "backbone")
 
 
 def export(run: Path, target: Path) -> Path:
@@ -67,7 +67,7 @@ def _backbone(run: Path, target: Path, vocabulary) -> None:
     _json(target / "config.json", config)
     model = backbone.build(backbone.config(vocabulary.vocab_size, vocabulary.image_offset))
     module = nn.ModuleDict({"model": model, "help": nn.Linear(BACKBONE["hidden_size"], backbone.PLACES)})
-    if trained(run, "answers", module) is not None or trained(run, "backbone", module) is not None:
+    if trained(run, "backbone", module) is not None:
         _save(released_keys(model), target / "model.safetensors", keep=("gate.weight", "expert_bias"))
 
 

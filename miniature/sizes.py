@@ -130,15 +130,13 @@ SCHEDULES = {
         "vision": Schedule(3_000, 48, 1e-3, 0.07),
         "decoder": Schedule(60_000, 6, 1e-3, 0.28, 3_000),
         "turbo": Schedule(10_000, 6, 3e-4, 0.06, 3_000),
-        "backbone": Schedule(60_000, 12, 1.5e-3, 0.37, 20_000),
-        "answers": Schedule(12_000, 12, 3e-4, 0.1, 30_000),
+        "backbone": Schedule(60_000, 12, 1.5e-3, 0.47, 20_000),
     },
     "cuda": {
         "vae": Schedule(8_000, 48, 1.5e-3, 0.12),
         "vision": Schedule(4_000, 256, 1e-3, 0.07),
         "decoder": Schedule(24_000, 96, 1e-3, 0.30, 20_000),
         "turbo": Schedule(5_000, 96, 3e-4, 0.07, 20_000),
-        "backbone": Schedule(24_000, 384, 1.5e-3, 0.34, 150_000),
-        "answers": Schedule(5_000, 384, 5e-4, 0.1, 100_000),
+        "backbone": Schedule(24_000, 384, 1.5e-3, 0.44, 150_000),
     },
 }

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import torch
 
-from .export import STAGES, export
+from .export import export
 from .sizes import SCHEDULES, SEED
 from .stage import Budget, run
+
+STAGES = ("vae", "vision", "decoder", "turbo", "backbone")
 
 
 def make(name: str, folder: Path, schedule, device: torch.device, workers: int):
@@ -30,10 +32,10 @@ def make(name: str, folder: Path, schedule, device: torch.device, workers: int):
         from .vision import VisionStage
 
         return VisionStage(schedule)
-    if name in ("backbone", "answers"):
-        from .backbone import AnswersStage, BackboneStage
+    if name == "backbone":
+        from .backbone import BackboneStage
 
-        return (BackboneStage if name == "backbone" else AnswersStage)(schedule, folder, device, workers)
+        return BackboneStage(schedule, folder, device, workers)
     from .decoder import DecoderStage, TurboStage
 
     return (DecoderStage if name == "decoder" else TurboStage)(schedule, folder, device, workers)

@@ -16,14 +16,13 @@ SCHEDULES = {
     "vision": Schedule(2, 3, 1e-3, 0.1),
     "decoder": Schedule(2, 1, 1e-3, 0.3, 6),
     "turbo": Schedule(2, 1, 3e-4, 0.1, 6),
-    "backbone": Schedule(2, 4, 1.5e-3, 0.3, 30),
-    "answers": Schedule(2, 4, 3e-4, 0.1, 30),
+    "backbone": Schedule(2, 4, 1.5e-3, 0.4, 30),
 }
 
 
 @pytest.fixture(scope="session")
 def short_run(tmp_path_factory) -> Path:
-    """A folder with all stages, two steps each."""
+    """A folder with all five stages, two steps each."""
     folder = tmp_path_factory.mktemp("run")
     for name in STAGES:
         run(make(name, folder, SCHEDULES[name], CPU, 0), folder, Budget(2), CPU)
