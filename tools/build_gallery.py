@@ -1,4 +1,4 @@
-"""Writes docs/miniature.png: what the miniature makes of the first held-out prompts of its benchmark, none picked.
+"""Writes docs/miniature.png: what the miniature makes of the first held-out prompts with at most one picture.
 
 python -m tools.build_gallery
 """
@@ -41,7 +41,7 @@ def tiles(model: LLaDAUni) -> list[Tile]:
         before = render(made.references[0])
         tokens = model.generate(made.instruction, references=encoded(made.references, "edit")).tokens
         found += [(before, "before", ""), (picture(tokens), made.instruction, "")]
-    for made in [one for one in examples("understand", 30, SEED) if one.kind in ("describe", "where")][:2]:
+    for made in [one for one in examples("understand", 9, SEED) if len(one.references) == 1][:2]:
         answer = model.answer(made.instruction, encoded(made.references, "understand"), max_new_tokens=128).text
         found.append((render(made.references[0]), made.instruction, answer))
     (story,) = [one for one in examples("story", 9, SEED) if len(one.frames) == 3][:1]
