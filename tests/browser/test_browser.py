@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from harness.scenes import SAID
 from harness.setup import CHECKPOINT_NAME, GRAPHS
 from tools.schemas import CORE_FILE
 
@@ -54,6 +55,16 @@ def as_queued(canvas) -> dict:
             known = {name for group in core[data["class_type"]]["input"].values() for name in group}
             data["inputs"] = {name: value for name, value in data["inputs"].items() if name in known}
     return queued
+
+
+def test_the_miniature_runs_as_it_is_opened(canvas):
+    """What a new user does first: open the template and press Run, with nothing downloaded and nothing changed."""
+    canvas.open_template("miniature")
+    seen = canvas.run()
+    canvas.shot("miniature")
+    shown = [data["output"] for kind, data in seen if kind == "executed" and data["output"]]
+    assert sum(len(output.get("images", [])) for output in shown) == 2
+    assert [text for output in shown for text in output.get("text", [])].count(SAID["miniature"])
 
 
 def test_a_run_shows_progress_and_the_picture_and_a_new_decode_seed_runs_decode_only(canvas):
