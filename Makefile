@@ -1,4 +1,4 @@
-# make demo: run the shipped graphs on a tiny checkpoint. make test: lint and all tests. Both set themselves up.
+# make demo: run the shipped graphs on the miniature. make test: lint and all tests. Both set themselves up.
 
 PYTHON ?= python3
 VENV := .venv

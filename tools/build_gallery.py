@@ -3,17 +3,16 @@
 python -m tools.build_gallery
 """
 
-import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.quality import examples
+from benchmarks.quality import Quality, examples
 from harness.scenes import CHECKPOINT
 from llada_core.engine import LLaDAUni
-from llada_core.tokens import ImageTokens, join
+from llada_core.tokens import ImageTokens
 from miniature.world import render
 
 from .schemas import ROOT
+from .showcase import to_image
 
 OUT = ROOT / "docs" / "miniature.png"
 COLUMNS, TILE, GAP, CAPTION = 4, 208, 24, 92
@@ -26,12 +25,10 @@ Tile = tuple[Image.Image, str, str]  # picture, what was asked, what was said
 def tiles(model: LLaDAUni) -> list[Tile]:
     """Four drawings, two edits with what they began from, and two stories or questions."""
 
-    def picture(tokens: ImageTokens) -> Image.Image:
-        return Image.fromarray((model.decode(tokens)[0].numpy() * 255).round().astype(np.uint8))
+    quality = Quality(model, 0, 0)
 
-    def encoded(scenes, purpose: str) -> ImageTokens:
-        pixels = (torch.from_numpy(np.asarray(render(scene)).copy())[None] / 255 for scene in scenes)
-        return join([model.encode(one, purpose) for one in pixels])
+    def picture(tokens: ImageTokens) -> Image.Image:
+        return to_image(model.decode(tokens)[0])
 
     found: list[Tile] = []
     for made in examples("draw", COLUMNS, SEED):
@@ -39,10 +36,10 @@ def tiles(model: LLaDAUni) -> list[Tile]:
         found.append((picture(model.generate(made.instruction, 32 * rows, 32 * columns).tokens), made.instruction, ""))
     for made in [one for one in examples("edit", 9, SEED) if len(one.references) == 1][:2]:
         before = render(made.references[0])
-        tokens = model.generate(made.instruction, references=encoded(made.references, "edit")).tokens
+        tokens = model.generate(made.instruction, references=quality.encode(made.references, "edit")).tokens
         found += [(before, "before", ""), (picture(tokens), made.instruction, "")]
     for made in [one for one in examples("understand", 9, SEED) if len(one.references) == 1][:2]:
-        answer = model.answer(made.instruction, encoded(made.references, "understand"), max_new_tokens=128).text
+        answer = model.answer(made.instruction, quality.encode(made.references, "understand"), max_new_tokens=128).text
         found.append((render(made.references[0]), made.instruction, answer))
     (story,) = [one for one in examples("story", 9, SEED) if len(one.frames) == 3][:1]
     told = model.interleave(story.instruction, 4)
@@ -84,5 +81,10 @@ def _lines(text: str, font) -> list[str]:
     return lines
 
 
+def gallery() -> Image.Image:
+    """The picture, from the shipped checkpoint."""
+    return draw(tiles(LLaDAUni(ROOT / "checkpoints" / CHECKPOINT)))
+
+
 if __name__ == "__main__":
-    draw(tiles(LLaDAUni(ROOT / "checkpoints" / CHECKPOINT))).quantize(128).save(OUT, optimize=True)
+    gallery().quantize(128).save(OUT, optimize=True)

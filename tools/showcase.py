@@ -38,4 +38,9 @@ def _as_images(value: Any) -> list[Image.Image]:
         return [image for one in value for image in _as_images(one)]
     if not torch.is_tensor(value) or value.ndim != 4:
         return []
-    return [Image.fromarray((image.numpy() * 255).round().astype(np.uint8)) for image in value]
+    return [to_image(image) for image in value]
+
+
+def to_image(pixels: torch.Tensor) -> Image.Image:
+    """float [height, width, 3] in 0...1 as a picture."""
+    return Image.fromarray((pixels.numpy() * 255).round().astype(np.uint8))

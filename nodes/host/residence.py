@@ -40,6 +40,7 @@ class HostResidence:
         check_choice("precision", precision, tuple(PRECISIONS))
         self._dtype = PRECISIONS[precision]
         self._patchers: dict[str, tuple[ModelPatcher, torch.dtype]] = {}
+        self._said = False
 
     def seat(self, part: str, component: Component, working_bytes: WorkingBytes) -> Seat:
         """Load where needed, make room, and bring to the device as much as the host allows."""
@@ -48,7 +49,11 @@ class HostResidence:
         patcher, dtype = self._patchers[part]
         management.load_models_gpu([patcher], memory_required=working_bytes(dtype))
         settle(patcher.model, patcher.load_device)
-        return Seat(patcher.model.module, patcher.load_device, dtype, all_there(patcher.model, patcher.load_device))
+        resident = all_there(patcher.model, patcher.load_device)
+        if part == "backbone" and not resident and not self._said:
+            self._said = True
+            log.info("LLaDA-Uni: not all of the backbone stays on the device; layers are brought there in every round")
+        return Seat(patcher.model.module, patcher.load_device, dtype, resident)
 
     def _load(self, part: str, component: Component) -> tuple[ModelPatcher, torch.dtype]:
         vae = part == "vae"

@@ -5,6 +5,7 @@ Usage: python partial_load.py <ComfyUI folder> <checkpoint>. Prints a JSON objec
 
 import gc
 import json
+import logging
 import sys
 import weakref
 from pathlib import Path
@@ -69,7 +70,14 @@ report["away that cannot be brought"] = sum(
 )
 # The host must not load the rest while the parts work.
 management.load_models_gpu = lambda *arguments, **named: None
+said: list[str] = []
+listener = logging.Handler()
+listener.emit = lambda record: said.append(record.getMessage())
+watched = logging.getLogger(f"{PACK}.nodes.host.residence")
+watched.setLevel(logging.INFO)
+watched.addHandler(listener)
 partial = work(model)
+report["said in part"] = said
 report["equal"] = [torch.equal(a, b) for a, b in zip(whole, partial, strict=True)]
 
 alive = [weakref.ref(patcher.model) for patcher in patchers.values()]

@@ -39,6 +39,7 @@ def test_a_small_card_keeps_the_large_layers_of_every_component_away(report):
 def test_the_engine_is_told_whether_weights_stay_on_the_device(report):
     assert report["there when whole"] == [True] * 6
     assert report["there in part"] == [False] * 6
+    assert ["not all of the backbone stays on the device" in text for text in report["said in part"]] == [True]
 
 
 def test_results_in_part_equal_results_whole(report):

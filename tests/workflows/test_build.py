@@ -37,6 +37,12 @@ def test_thumbnails_show_what_the_miniature_makes(builder, miniature_runs):
         assert path.stat().st_size < 60_000
 
 
+def test_the_gallery_shows_what_the_miniature_makes(schemas):
+    from tools.build_gallery import OUT, gallery
+
+    assert alike(OUT, gallery()), "run `python -m tools.build_gallery`"
+
+
 def test_help_pictures_are_as_drawn(builder, our_schemas):
     assert set(builder.HELP) == set(our_schemas)
     for path, picture in builder.help_pictures(builder.build()).items():
