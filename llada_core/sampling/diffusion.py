@@ -144,14 +144,17 @@ class Canvas:
         return None
 
     def _rounds(self, start: int, target: int, task: Task) -> Iterator[int]:
-        """Rounds of the block at `start`, one a step, until no mask is left."""
+        """Rounds of the block at `start`, one a step, until no mask is left before `target`.
+
+        Masks behind it are filled along the way, as the reference does; it goes on for them, which changes nothing.
+        """
         window = self.ids[:, start : start + self.block]
         to_fill = torch.arange(start, start + self.block, device=window.device) >= self.length  # not padding or prompt
         pruned = None
         for step in range(task.steps):
             masked = to_fill & (window[0] == self.mask_id)
-            remaining = int(masked.sum())
-            if remaining == 0 or self._end_of_text(start, target, task):
+            remaining, wanted = torch.stack((masked.sum(), masked[: target - start].sum())).tolist()
+            if wanted == 0 or self._end_of_text(start, target, task):
                 return
             if self.sprint and step == self.sprint.warmup:
                 self._catch_up(start)

@@ -141,7 +141,13 @@ def expert_weights(x: torch.Tensor, gate: nn.Module, c: BackboneConfig) -> torch
 
 @dataclass
 class Outcome:
-    """ids up to and with the stop, rounds of each block, and under SPRINT the last block's kept prefix [rows, n]."""
+    """What a generation gave.
+
+    Attributes:
+        ids: up to and with the stop.
+        rounds: of each block, until nothing that was asked for was masked any more.
+        kept: under SPRINT the last block's kept prefix [rows, n].
+    """
 
     ids: list[int]
     rounds: list[int]
@@ -195,7 +201,7 @@ class Oracle:
         for index, start in enumerate(range(length // block * block, end, block)):
             stop = start + block
             n = width if self.look_ahead else stop
-            rounds = 0
+            rounds = needed = 0
             if sprint and prune and start:
                 outcome.kept = self._kept(ids[:, :n], positions[:, :n], visible[:, :n, :n], real, start, sprint)
             while only_blocks(index) and rounds < task.steps:
@@ -218,7 +224,9 @@ class Oracle:
                 for p in accepted(confidence, masked, threshold, least):
                     ids[:, start + p] = tokens[p] + task.low
                 rounds += 1
-            outcome.rounds.append(rounds)
+                # Masks behind the end are filled too, as by the reference; the engine need not go on for them.
+                needed = rounds if any(start + p < end for p in masked) else needed
+            outcome.rounds.append(needed)
         outcome.ids = answer(ids[0, length:end].tolist(), task.stops, self.mask_id)
         return outcome
 
