@@ -1,7 +1,8 @@
 """Runs a Python program where torchvision may have been built for another torch.
 
 ComfyUI imports torchvision, whose Python half asks for two operators that only its compiled half declares. On a CPU
-machine without that half the declarations are enough: no test of ours resizes through them.
+machine without that half the declarations are enough: no test of ours resizes through them. Without `--cpu` nothing is
+done: ComfyUI chooses torch's allocator, so torch must not have been imported before it.
 
 Usage: python launch.py <program> [arguments]
 """
@@ -9,25 +10,31 @@ Usage: python launch.py <program> [arguments]
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
-import torch
 
-
-def declare_operators() -> torch.library.Library:
+def declare_operators() -> Any:
     """Declare torchvision's nms and qnms; they last as long as what is returned."""
+    import torch
+
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     return library
 
 
-if __name__ == "__main__":
+def import_torchvision() -> Any:
+    """Import it, with the operators declared where that fails; what is returned must be kept."""
     try:
         import torchvision  # noqa: F401
     except RuntimeError:
         for module in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
             del sys.modules[module]
-        declared = declare_operators()
+        return declare_operators()
+
+
+if __name__ == "__main__":
+    declared = import_torchvision() if "--cpu" in sys.argv else None
     sys.argv = sys.argv[1:]
     sys.path.insert(0, str(Path(sys.argv[0]).parent))
     runpy.run_path(sys.argv[0], run_name="__main__")

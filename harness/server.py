@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -82,7 +83,7 @@ class ComfyServer:
     Args:
         comfyui: its folder.
         base: folder for models, input, output and the log; see `make_base`.
-        arguments: more command line arguments.
+        arguments: more command line arguments, after those of COMFYUI_OPTIONS ("--cpu" where that is not set).
     """
 
     def __init__(self, comfyui: Path, base: Path, arguments: tuple[str, ...] = ()):
@@ -94,7 +95,8 @@ class ComfyServer:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_file = self.base / "server.log"
         command = [find_python(comfyui), str(Path(__file__).with_name("launch.py")), str(comfyui / "main.py")]
-        command += ["--cpu", "--port", str(self.port), "--base-directory", str(self.base), "--disable-auto-launch"]
+        command += [*shlex.split(os.environ.get("COMFYUI_OPTIONS", "--cpu"))]
+        command += ["--port", str(self.port), "--base-directory", str(self.base), "--disable-auto-launch"]
         with self.log_file.open("wb") as log:
             environment = os.environ | {"PYTHONUNBUFFERED": "1"}
             self._process = subprocess.Popen(

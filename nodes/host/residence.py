@@ -60,7 +60,7 @@ class HostResidence:
         device = management.vae_device() if vae else management.get_torch_device()
         offload = management.vae_offload_device() if vae else management.unet_offload_device()
         dtype = weights_dtype(part, self._dtype or _native(component, device))
-        log.info("LLaDA-Uni: reading %s as %s, %.1f GB", part, dtype, component.bytes(dtype) / 1e9)
+        log.info("LLaDA-Uni: reading %s as %s, %.3g GB", part, dtype, component.bytes(dtype) / 1e9)
         # The host's log names a model by its class.
         held = type(f"LLaDA-Uni {part}", (Held,), {})(adopt(component.load(dtype, _bar())))
         return ModelPatcher(held, load_device=device, offload_device=offload), dtype
