@@ -32,6 +32,7 @@ from miniature.world import Scene, Thing, render
 from .support import add_json, show
 
 SPRINT = Sprint()  # the paper's settings are the defaults
+WHOLE = Sprint(image_keep_ratio=1.0)  # the paper's other setting: no position of a picture is hidden
 SHORT = Sampling(thinking_length=160)  # plans here are shorter; a model that has not learnt to stop must not go on
 SCHEDULE = Sampling(threshold=1.0)  # no token is accepted early: every block takes all its rounds
 HASTY = Sampling(steps=2)  # two rounds a block at most, where eight are the default
@@ -208,6 +209,7 @@ def measurements(quality: Quality) -> dict[str, Callable[[], Tally]]:
         "questions, SPRINT": lambda: quality.questions(sprint=SPRINT),
         "edit, plain": quality.edits,
         "edit, SPRINT": lambda: quality.edits(sprint=SPRINT),
+        "edit, SPRINT, whole pictures": lambda: quality.edits(sprint=WHOLE),
         "edit, two rounds": lambda: quality.edits(sampling=HASTY),
         "edit, two rounds, SPRINT": lambda: quality.edits(sampling=HASTY, sprint=SPRINT),
         "edit, no guidance": lambda: quality.edits(guidance=Guidance(text=0.0)),

@@ -19,7 +19,7 @@ BASE = OUTPUT / "host"
 def main() -> int:
     """Run all graphs; returns the exit status."""
     OUTPUT.mkdir(exist_ok=True)
-    print("The miniature: 22 MB, trained on drawings of coloured shapes, which are all it knows, at 256x256 pixels.")
+    print("The miniature: 24 MB, trained on drawings of coloured shapes, which are all it knows, at 256x256 pixels.")
     print("Prompts and pictures are of that world; the graphs are the shipped ones. The released model needs 60 GB.\n")
     with ExitStack() as stack:
         run = _real_host(stack) or _in_process()

@@ -39,7 +39,7 @@ PROMPTS = {
     "text-to-image": _drawn(_PAIR),
     "thinking-text-to-image": "a small green square on the left, a large purple triangle on the right and a small "
     "orange star at the bottom",
-    "edit": "make the black circle yellow",
+    "edit": "make the circle yellow",
     "edit-two-references": "put the star of the second image into the first",
     "image-qa": "Describe the picture.",
     "sprint-side-by-side": _drawn(_PAIR),

@@ -14,17 +14,22 @@ from llada_core.backbone.experts import Experts, Router
 from llada_core.backbone.model import Backbone, RMSNorm
 
 from . import pools, tokenizer
-from .examples import Example, example
+from .examples import SHARES, Example, drill, example
 from .packing import TAIL, TARGET, lay_out, rows_of, sequence, visible
 from .sizes import BACKBONE, SEED, Schedule
 from .stage import Stage, origin
+from .world import Scene
 
 LENGTH = 768  # positions of a row; the longest story fits
 _PER_ROW = 4  # examples that a row holds on average
 _WHOLE = 0.3  # of the copies are masked from end to end, as every block is in its first round
 _HELP = 0.1  # weight of the helping head
+_HELPED = 2  # layers below the helping head
 PLACES = 64  # of an image body
+PICTURES = 4  # of a sequence
+_SHARP = 1.5  # the norms of queries and keys begin with; with 1, 200 keys of 32 numbers are never told apart
 _BIAS_RATE = 1e-3  # how fast the routers' biases even out the experts
+_POOLED = tuple(task for task in SHARES if task != "understand")
 
 
 class NoCache:
@@ -56,9 +61,9 @@ def build(sizes: BackboneConfig) -> Backbone:
             nn.init.normal_(parameter, std=0.6 * parameter.shape[-1] ** -0.5)
         if name.endswith(("attention.dense.weight", "down_proj.weight", "experts.down.weight")):
             parameter.data.mul_((2 * sizes.num_hidden_layers) ** -0.5)
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, RMSNorm):
-            nn.init.ones_(module.weight)
+            nn.init.constant_(module.weight, _SHARP if "attention" in name.split(".") else 1.0)
     return model
 
 
@@ -94,8 +99,13 @@ def noised(batch: dict[str, torch.Tensor], mask: int, words, generator: torch.Ge
     return ids, target & hidden
 
 
+def with_help(backbone: Backbone) -> nn.ModuleDict:
+    """What the stage trains: the backbone and a head that is not exported."""
+    return nn.ModuleDict({"model": backbone, "help": nn.Linear(BACKBONE["hidden_size"], PLACES + PICTURES)})
+
+
 class BackboneStage(Stage):
-    """All tasks mixed, rows packed full."""
+    """All tasks mixed, rows packed full. Questions are asked anew at every step, about pictures of the pool."""
 
     name = "backbone"
 
@@ -103,7 +113,7 @@ class BackboneStage(Stage):
         self.schedule = schedule
         self.words = tokenizer.vocabulary(tokenizer.build())
         backbone = build(config(self.words.vocab_size, self.words.image_offset))
-        self.module = nn.ModuleDict({"model": backbone, "help": nn.Linear(BACKBONE["hidden_size"], PLACES)})
+        self.module = with_help(backbone)
         self.pool = code_pool(folder, schedule.pool, device, workers)
         self.routers = [module for module in backbone.modules() if isinstance(module, Router)]
         for module in backbone.modules():
@@ -114,7 +124,7 @@ class BackboneStage(Stage):
             _in_float32(router)
             router.register_forward_hook(lambda module, _, out, index=index: self._count(index, out[0]))
         self._early: torch.Tensor | None = None
-        backbone.layers[len(backbone.layers) // 2 - 1].register_forward_hook(self._keep_early)
+        backbone.layers[_HELPED - 1].register_forward_hook(self._keep_early)
 
     def _count(self, index: int, experts: torch.Tensor) -> None:
         self._loads[index] = torch.zeros(BACKBONE["num_experts"], device=experts.device).index_add_(
@@ -130,30 +140,46 @@ class BackboneStage(Stage):
 
         def packed():
             while True:
-                index = rng.randrange(len(self.pool["starts"]))
-                made = pooled_example(index)
-                yield lay_out(sequence(made, pooled_codes(self.pool, index, made), self.words, rng), self.words.end)
+                made, codes = self._asked(rng) if rng.random() < SHARES["understand"] else self._pooled(rng)
+                yield lay_out(sequence(made, codes, self.words, rng), self.words)
 
         return rows_of(packed(), max(1, self.schedule.batch // _PER_ROW), LENGTH, self.words.end)
 
+    def _pooled(self, rng: random.Random) -> tuple[Example, list[torch.Tensor]]:
+        index = rng.randrange(len(self.pool["starts"]))
+        made = pooled_example(index)
+        return made, pooled_codes(self.pool, index, made)
+
+    def _asked(self, rng: random.Random) -> tuple[Example, list[torch.Tensor]]:
+        known: dict[Scene, torch.Tensor] = {}
+
+        def scene() -> Scene:
+            made, codes = self._pooled(rng)
+            known.update(zip(made.scenes, codes, strict=True))
+            return made.scenes[-1]
+
+        made = drill(rng, scene)
+        return made, [known[shown] for shown in made.scenes]
+
     def loss(self, batch, generator):
-        """Cross-entropy at masked positions, and what helps: where in the picture is this?"""
+        """Cross-entropy at masked positions, and what helps: which place of which picture is this?"""
         ids, wanted = noised(batch, self.words.mask, self.words, generator)
         model = self.module["model"]
         hidden = forward(model, batch, ids)
-        right, place = batch["ids"][wanted], batch["places"][wanted]
+        right, weight, body = batch["ids"][wanted], batch["weights"][wanted], batch["places"] >= 0
         logits = model.lm_head(hidden[wanted]).float()
-        error = F.cross_entropy(logits, right)
-        in_image = place >= 0
-        helped = self.module["help"](self._early[wanted]).float()
-        help_ = F.cross_entropy(helped, place, ignore_index=-1)
+        error = (F.cross_entropy(logits, right, reduction="none") * weight).sum() / weight.sum()
+        place, picture = self.module["help"](self._early[body]).float().split((PLACES, PICTURES), -1)
+        help_ = F.cross_entropy(place, batch["places"][body]) + F.cross_entropy(picture, batch["pictures"][body])
         with torch.no_grad():
-            hit = (logits.argmax(-1) == right).float()
+            hit, in_image, answer = (logits.argmax(-1) == right).float(), right >= self.words.image_offset, weight > 1
             # Most of a picture is background; what tells is whether the objects are right.
             shown = {
                 "text": (hit * ~in_image).sum() / (~in_image).sum().clamp(min=1),
+                "answers": (hit * answer).sum() / answer.sum().clamp(min=1),
                 "image": (hit * in_image).sum() / in_image.sum().clamp(min=1),
-                "place": (helped.argmax(-1) == place).sum() / in_image.sum().clamp(min=1),
+                "place": (place.argmax(-1) == batch["places"][body]).float().mean(),
+                "picture": (picture.argmax(-1) == batch["pictures"][body]).float().mean(),
                 "busiest": torch.stack([load.max() / load.mean() for load in self._loads.values()]).max(),
             }
         return error + _HELP * help_, {"error": error, **shown}
@@ -186,8 +212,9 @@ def _in_float32(router: Router) -> None:
 
 
 def pooled_example(index: int) -> Example:
-    """Example `index` of the pool."""
-    return example(random.Random(SEED * 1_299_709 + index))
+    """Example `index` of the pool: any task but questions."""
+    rng = random.Random(SEED * 1_299_709 + index)
+    return example(rng, task=rng.choices(_POOLED, [SHARES[task] for task in _POOLED])[0])
 
 
 def pooled_codes(pool: dict[str, np.ndarray], index: int, made: Example) -> list[torch.Tensor]:

@@ -1,13 +1,26 @@
 """Examples of every task: what is asked, which pictures are shown, which texts and pictures follow."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from .texts import QUESTIONS, WHERE, a, caption, name, plan, question, which_question
+from .texts import QUESTIONS, WHERE, a, caption, name, of_two_question, plan, question, which_question
 from .world import COLOURS, GRIDS, PLACES, SHAPES, Scene, Thing, held_out, sample_scene, sample_thing
 
 EDITS = ("recolour", "replace", "add", "remove", "move", "background", "transfer")
-SHARES = {"draw": 0.36, "think": 0.14, "understand": 0.2, "edit": 0.22, "story": 0.08}
+SHARES = {"draw": 0.15, "think": 0.09, "understand": 0.42, "edit": 0.28, "story": 0.06}
+# Which questions training asks: mostly those whose answer has to be searched for among the codes of the pictures.
+DRILL = {
+    "which": 0.25,
+    "of two": 0.22,
+    "where": 0.11,
+    "size": 0.1,
+    "colour": 0.1,
+    "count": 0.13,
+    "shape": 0.03,
+    "describe": 0.06,
+}
+PAIRED = ("which", "of two")  # kinds of questions about two pictures
 
 
 @dataclass(frozen=True)
@@ -56,13 +69,27 @@ def _think(rng: random.Random, split: str) -> Example:
 
 
 def _understand(rng: random.Random, split: str) -> Example | None:
-    if rng.random() < 0.2:
-        scenes = (sample_scene(rng, split=split), sample_scene(rng, split=split))
-        asked, kind = which_question(*scenes, rng), "which"
+    which = rng.random() < 0.2
+    scenes = tuple(sample_scene(rng, split=split) for _ in range(2 if which else 1))
+    return _ask(scenes, rng, "which" if which else rng.choice(QUESTIONS))
+
+
+def _ask(scenes: tuple[Scene, ...], rng: random.Random, kind: str) -> Example | None:
+    if kind == "which":
+        asked = which_question(*scenes, rng)
+    elif kind == "of two":
+        asked = of_two_question(*scenes, rng)
     else:
-        scenes, kind = (sample_scene(rng, split=split),), rng.choice(QUESTIONS)
-        asked = question(scenes[0], rng, kind)
+        asked = question(*scenes, rng, kind)
     return asked and Example("understand", kind, asked[0], scenes, ((asked[1], None),))
+
+
+def drill(rng: random.Random, scene: Callable[[], Scene]) -> Example:
+    """A question about pictures that `scene` gives, its kind drawn by DRILL."""
+    while True:
+        kind = rng.choices(tuple(DRILL), DRILL.values())[0]
+        if made := _ask(tuple(scene() for _ in range(2 if kind in PAIRED else 1)), rng, kind):
+            return made
 
 
 def reference(scene: Scene, thing: Thing, rng: random.Random) -> str | None:

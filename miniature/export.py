@@ -66,8 +66,7 @@ def _backbone(run: Path, target: Path, vocabulary) -> None:
     config |= {"pad_token_id": vocabulary.end, "eos_token_id": vocabulary.end}
     _json(target / "config.json", config)
     model = backbone.build(backbone.config(vocabulary.vocab_size, vocabulary.image_offset))
-    module = nn.ModuleDict({"model": model, "help": nn.Linear(BACKBONE["hidden_size"], backbone.PLACES)})
-    if trained(run, "backbone", module) is not None:
+    if trained(run, "backbone", backbone.with_help(model)) is not None:
         _save(released_keys(model), target / "model.safetensors", keep=("gate.weight", "expert_bias"))
 
 

@@ -28,16 +28,24 @@ NOT_CLEAN = 1  # group of the first copy; clean positions have group 0
 FIXED, TARGET, TAIL = 0, 1, 2  # role of a position of a copy: known, to be learnt, behind the end of an image
 _UNGUIDED = 0.1  # of the drawings and edits lose their text, for guidance
 _BLIND = 0.04  # of the edits lose their pictures
+_ANSWER = 16.0  # what all tokens of an answer weigh in the loss; any other token weighs 1
 _SHIFTED = 0.05  # of the rest start in the middle of a block, as the longer row of a guided pair makes it
 
 
 @dataclass(frozen=True)
 class Turn:
-    """ids[start:end] of a sequence is to be filled in; `image` says whether with image codes."""
+    """ids[start:end] of a sequence is to be filled in.
+
+    Attributes:
+        start, end: of the turn.
+        image: whether it is an image body.
+        weight: of each of its tokens in the loss.
+    """
 
     start: int
     end: int
     image: bool
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,9 @@ def sequence(made: Example, codes: list[torch.Tensor], words: Vocabulary, rng: r
     shown = ImageTokens(tuple(grid.long() for grid in shown), words.codebook_size) if shown else None
     if made.task == "understand":
         answer = [*words.encode(made.frames[0][0]), words.end]
-        return _after(words.understand(made.instruction, shown).conditional, answer, False, _pad(rng, False))
+        # The one token that tells would drown among the hundreds of a drawing.
+        weight = max(1.0, _ANSWER / len(answer))
+        return _after(words.understand(made.instruction, shown).conditional, answer, False, _pad(rng, False), weight)
     if made.task == "story":
         return _story(made, codes, bodies, words, rng)
     size = tuple(codes[-1].shape)
@@ -81,8 +91,8 @@ def sequence(made: Example, codes: list[torch.Tensor], words: Vocabulary, rng: r
     return _after(prompt, bodies[-1], True, _pad(rng, changed))
 
 
-def _after(prompt: list[int], answer: list[int], image: bool, pad: int = 0) -> Sequence:
-    return Sequence(prompt + answer, [Turn(len(prompt), len(prompt) + len(answer), image)], pad)
+def _after(prompt: list[int], answer: list[int], image: bool, pad: int = 0, weight: float = 1.0) -> Sequence:
+    return Sequence(prompt + answer, [Turn(len(prompt), len(prompt) + len(answer), image, weight)], pad)
 
 
 def _guided(rows: Rows, rng: random.Random) -> tuple[list[int], bool]:
@@ -119,7 +129,7 @@ def _story(made: Example, codes, bodies, words: Vocabulary, rng: random.Random) 
 
 @dataclass
 class Packed:
-    """One sequence laid out for a row: five numbers a position.
+    """One sequence laid out for a row: eight numbers a position.
 
     Attributes:
         ids: what stands there (of a target: what is to be found).
@@ -127,7 +137,9 @@ class Packed:
         blocks: of the sequence.
         groups: 0 clean, then one for each copy.
         roles: FIXED, TARGET or TAIL.
-        places: index in the image body of an image target, else -1.
+        places: index in its image body of an image code, shown or to be found, else -1.
+        pictures: which picture of the sequence that body is, counted from 0, else -1.
+        weights: in the loss; 1 where nothing else is said.
     """
 
     ids: list[int]
@@ -136,22 +148,38 @@ class Packed:
     groups: list[int]
     roles: list[int]
     places: list[int]
+    pictures: list[int]
+    weights: list[float]
 
-    FIELDS = ("ids", "positions", "blocks", "groups", "roles", "places")
+    FIELDS = ("ids", "positions", "blocks", "groups", "roles", "places", "pictures", "weights")
 
 
-def lay_out(seq: Sequence, end: int) -> Packed:
-    """A sequence with copies of the blocks of its turns; `end` is the token that fills a block after a text."""
+def _bodies(ids: list[int], image_offset: int) -> tuple[list[int], list[int]]:
+    """`Packed.places` and `Packed.pictures` of a sequence."""
+    places, pictures, place, picture = [], [], -1, -1
+    for token in ids:
+        place = place + 1 if token >= image_offset else -1
+        picture += place == 0
+        places.append(place)
+        pictures.append(picture if place >= 0 else -1)
+    return places, pictures
+
+
+def lay_out(seq: Sequence, words: Vocabulary) -> Packed:
+    """A sequence with copies of the blocks of its turns; behind a text a block is filled with the end token."""
     first = [turn.start for turn in seq.turns]
     blocks = [range((t.start + seq.pad) // BLOCK, (t.end - 1 + seq.pad) // BLOCK + 1) for t in seq.turns]
     clean = max(0, blocks[first.index(max(first))][-1] * BLOCK - seq.pad)
+    places, pictures = _bodies(seq.ids, words.image_offset)
     packed = Packed(
         seq.ids[:clean],
         list(range(clean)),
         [(p + seq.pad) // BLOCK for p in range(clean)],
         [0] * clean,
         [FIXED] * clean,
-        [-1] * clean,
+        places[:clean],
+        pictures[:clean],
+        [1.0] * clean,
     )
     group = NOT_CLEAN
     for turn, touched in zip(seq.turns, blocks, strict=True):
@@ -159,12 +187,14 @@ def lay_out(seq: Sequence, end: int) -> Packed:
             for p in range(max(0, block * BLOCK - seq.pad), (block + 1) * BLOCK - seq.pad):
                 inside = turn.start <= p < turn.end
                 behind = p >= turn.end
-                packed.ids.append(end if behind else seq.ids[p])
+                packed.ids.append(words.end if behind else seq.ids[p])
                 packed.positions.append(p)
                 packed.blocks.append(block)
                 packed.groups.append(group)
                 packed.roles.append(TARGET if inside or (behind and not turn.image) else TAIL if behind else FIXED)
-                packed.places.append(p - turn.start if inside and turn.image else -1)
+                packed.places.append(-1 if behind else places[p])
+                packed.pictures.append(-1 if behind else pictures[p])
+                packed.weights.append(turn.weight if inside else 1.0)
             group += 1
     return packed
 
@@ -178,9 +208,11 @@ def rows_of(packed: Iterable[Packed], rows: int, length: int, end: int) -> dict[
         end: token that fills what is left over.
 
     Returns:
-        Packed.FIELDS and "owners" (the sequence of each position, -1 where there is none), int64 [rows, length].
+        Packed.FIELDS and "owners" (the sequence of each position, -1 where there is none), int64 [rows, length]; the
+        weights are float32.
     """
-    fill = {"ids": end, "positions": 0, "blocks": 0, "groups": 0, "roles": FIXED, "places": -1, "owners": -1}
+    fill = {"ids": end, "positions": 0, "blocks": 0, "groups": 0, "roles": FIXED, "owners": -1}
+    fill |= {"places": -1, "pictures": -1, "weights": 1.0}
     batch = {name: torch.full((rows, length), value) for name, value in fill.items()}
     row, at, owner = 0, 0, 0
     for one in packed:

@@ -15,6 +15,7 @@ from .stage import origin, trained
 from .world import GRIDS, Scene, render, sample_scene, view
 
 _CHUNK = 128  # pictures that go through a network at once
+_SHARE = 10_000  # pictures that are drawn at once: half a gigabyte
 
 
 def pictures(scenes: Sequence[Scene], draw, workers: int) -> list[np.ndarray]:
@@ -42,8 +43,8 @@ def codes(folder: Path, scenes: Sequence[Scene], device: torch.device, workers: 
     found: list[torch.Tensor] = [torch.empty(0)] * len(scenes)
     for grid in GRIDS:
         here = [i for i, scene in enumerate(scenes) if scene.grid == grid]
-        for at in range(0, len(here), 50_000):  # a share at a time: the pictures of all would not fit
-            chosen = here[at : at + 50_000]
+        for at in range(0, len(here), _SHARE):
+            chosen = here[at : at + _SHARE]
             drawn = pictures([scenes[i] for i in chosen], view, workers)
             for start in range(0, len(chosen), _CHUNK):
                 pixels = torch.from_numpy(np.stack(drawn[start : start + _CHUNK])).to(device)

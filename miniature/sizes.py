@@ -74,7 +74,7 @@ DECODER = {
 BACKBONE = {
     "hidden_size": 192,
     "intermediate_size": 512,
-    "num_hidden_layers": 5,
+    "num_hidden_layers": 6,
     "num_attention_heads": 6,
     "num_key_value_heads": 3,
     "head_dim": 32,

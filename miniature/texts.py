@@ -160,4 +160,14 @@ def which_question(first: Scene, second: Scene, rng: random.Random) -> tuple[str
     return None
 
 
+def of_two_question(first: Scene, second: Scene, rng: random.Random) -> tuple[str, str] | None:
+    """A question about one of two pictures and its answer; None where that picture allows none."""
+    scene, which = rng.choice(((first, "first"), (second, "second")))
+    kind = rng.choice(QUESTIONS)
+    if kind == "describe":
+        return f"Describe the {which} picture.", description(scene)
+    asked = question(scene, rng, kind)
+    return asked and (f"{asked[0].removesuffix('?')} in the {which} picture?", asked[1])
+
+
 QUESTIONS = ("shape", "colour", "count", "where", "size", "describe")

@@ -7,6 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.quality import Quality
+from harness.scenes import FIRST, SECOND
 from llada_core.engine import LLaDAUni
 from llada_core.options import Sprint
 from miniature.sizes import BACKBONE, PREPROCESSOR
@@ -46,3 +48,18 @@ def test_the_card_has_every_stage_and_every_figure():
 def test_a_plan_says_all_that_was_asked(model, sprint):
     drawn = model.generate("a small white star on a red background", 256, 256, thinking=True, sprint=sprint)
     assert drawn.thinking == "one star, white, small, centre; red background"
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer"),
+    [
+        ("Which picture has a yellow star?", "the second"),
+        ("Which picture has an orange square?", "the first"),
+        ("Which picture has more objects?", "the first"),
+        ("Where is the orange square in the first picture?", "on the right"),
+        ("What colour is the background in the second picture?", "green"),
+    ],
+)
+def test_it_finds_what_is_asked_for_in_two_pictures(model, asked, answer):
+    tokens = Quality(model, 0, 0).encode((FIRST, SECOND), "understand")
+    assert model.answer(asked, tokens, max_new_tokens=32).text == answer

@@ -12,7 +12,7 @@ from llada_core.sampling.diffusion import Canvas
 from llada_core.vision.preprocess import Normalisation, PixelBudgets, prepare
 from miniature import backbone, decoder, tokenizer, vision
 from miniature.backbone import LENGTH
-from miniature.examples import SHARES, example
+from miniature.examples import SHARES, drill, example
 from miniature.packing import FIXED, TARGET, Sequence, Turn, lay_out, rows_of, sequence, visible
 from miniature.sizes import BLOCK, PREPROCESSOR
 from miniature.stage import Budget, make_optimizer, run, take_step
@@ -104,11 +104,34 @@ def test_a_sequence_ends_as_the_engine_would_end_it(task, words):
                 assert len(filled) in {rows * columns for rows, columns in GRIDS}
             else:
                 assert filled[-1] in (words.end, words.boi)
-        packed = lay_out(seq, words.end)
+        packed = lay_out(seq, words)
         assert len(packed.ids) <= LENGTH
         learnt = [token for token, role in zip(packed.ids, packed.roles, strict=True) if role == TARGET]
         wanted = [token for turn in seq.turns for token in seq.ids[turn.start : turn.end]]
         assert [token for token in learnt if token != words.end] == [token for token in wanted if token != words.end]
+
+
+def test_places_pictures_and_weights_of_a_row(words):
+    """Two pictures shown, one answer: what the helping head is asked, and what the answer weighs."""
+    rng = random.Random(3)
+    made = drill(rng, lambda: sample_scene(rng))
+    while made.kind != "which":
+        made = drill(rng, lambda: sample_scene(rng))
+    codes = [torch.zeros(scene.grid, dtype=torch.int16) for scene in made.scenes]
+    seq = sequence(made, codes, words, rng)
+    packed = lay_out(seq, words)
+    shown = [codes[0].numel(), codes[1].numel()]
+    seen = sorted({(p, q) for p, q in zip(packed.pictures, packed.places, strict=True) if p >= 0})
+    assert seen == [(picture, place) for picture in (0, 1) for place in range(shown[picture])]
+    for token, place in zip(packed.ids, packed.places, strict=True):
+        assert (token >= words.image_offset) == (place >= 0)
+    (turn,) = seq.turns
+    assert turn.weight * (turn.end - turn.start) == pytest.approx(16)
+    heavy = [p for p, weight in zip(packed.positions, packed.weights, strict=True) if weight > 1]
+    assert heavy == list(range(turn.start, turn.end))
+    batch = rows_of([packed], 1, LENGTH, words.end)
+    assert batch["weights"].dtype == torch.float32
+    assert batch["weights"].sum() == pytest.approx(LENGTH - len(heavy) + 16)
 
 
 @pytest.mark.parametrize("pad", [0, 5])
@@ -118,8 +141,8 @@ def test_packed_training_computes_what_the_canvas_computes(words, pad):
     rng = random.Random(0)
     ids = [rng.randrange(words.vocab_size) for _ in range(150)]
     seq = Sequence(ids, [Turn(40, 71, False), Turn(71, 150, True)], pad)
-    packed = lay_out(seq, words.end)
-    batch = rows_of([lay_out(Sequence(ids[:50], [Turn(20, 50, False)]), words.end), packed], 1, LENGTH, words.end)
+    packed = lay_out(seq, words)
+    batch = rows_of([lay_out(Sequence(ids[:50], [Turn(20, 50, False)]), words), packed], 1, LENGTH, words.end)
     masked = torch.where(batch["roles"] != FIXED, words.mask, batch["ids"])
     with torch.no_grad():
         hidden = backbone.forward(model, batch, masked)[0]
@@ -139,7 +162,7 @@ def test_packed_training_computes_what_the_canvas_computes(words, pad):
 
 def test_nobody_sees_another_sequence_or_another_copy(words):
     seq = Sequence(list(range(100)), [Turn(40, 100, False)])
-    batch = rows_of([lay_out(seq, words.end)] * 2, 1, 512, words.end)
+    batch = rows_of([lay_out(seq, words)] * 2, 1, 512, words.end)
     sees = visible(batch)[0, 0]
     owners, groups = batch["owners"][0], batch["groups"][0]
     assert not sees[owners == 0][:, owners == 1].any()

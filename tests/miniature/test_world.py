@@ -8,8 +8,8 @@ import pytest
 from PIL import ImageFilter
 
 from miniature.checker import changed_places, look, preserved
-from miniature.examples import EDITS, SHARES, edit, example
-from miniature.texts import QUESTIONS, caption, description, plan, question, read_scene, same_answer
+from miniature.examples import DRILL, EDITS, PAIRED, SHARES, drill, edit, example
+from miniature.texts import NUMBERS, QUESTIONS, caption, description, plan, question, read_scene, same_answer
 from miniature.tokenizer import SPECIAL, build, vocabulary
 from miniature.world import GRIDS, Scene, Thing, held_out, render, sample_scene, view
 
@@ -101,6 +101,27 @@ def test_every_kind_of_question_has_an_answer(kind):
     asked = [question(scene, rng, kind) for scene in scenes(30)]
     assert any(asked)
     assert all(same_answer(one[1].capitalize() + ".", one[1]) for one in asked if one and kind != "describe")
+
+
+def test_training_asks_every_kind_of_question_and_the_answers_are_true():
+    rng, asked = random.Random(7), {}
+    for _ in range(600):
+        made = drill(rng, lambda: sample_scene(rng))
+        asked.setdefault(made.kind, []).append(made)
+        assert len(made.references) == (2 if made.kind in PAIRED else 1)
+    assert set(asked) == set(DRILL)
+    for made in asked["which"]:
+        assert made.frames[0][0] in ("the first", "the second")
+    described = [made for made in asked["of two"] if made.instruction.startswith("Describe")]
+    assert {" first " in made.instruction for made in described} == {True, False}
+    for made in described:
+        assert made.frames[0][0] == description(made.references[" second " in made.instruction])
+    counted = [made for made in asked["of two"] if "How many objects" in made.instruction]
+    for made in counted:
+        scene = made.references["in the second picture?" in made.instruction]
+        assert made.frames[0][0] == NUMBERS[len(scene.things)]
+    assert described
+    assert counted
 
 
 def test_captions_differ_but_leave_no_doubt():
