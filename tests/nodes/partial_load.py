@@ -1,6 +1,6 @@
 """Run by test_partial_load.py inside a real ComfyUI's own modules: the components, whole and in part.
 
-Usage: python partial_load.py <ComfyUI folder> <checkpoint>. Prints a JSON object.
+Usage: python partial_load.py <ComfyUI folder> <checkpoint> [options for ComfyUI]. Prints a JSON object.
 """
 
 import gc
@@ -10,8 +10,8 @@ import sys
 import weakref
 from pathlib import Path
 
-COMFYUI, CHECKPOINT = sys.argv[1:3]
-sys.argv = ["main.py", "--cpu"]
+COMFYUI, CHECKPOINT, *OPTIONS = sys.argv[1:]
+sys.argv = ["main.py", *OPTIONS]
 sys.path.insert(0, COMFYUI)
 
 import importlib.util  # noqa: E402

@@ -15,7 +15,7 @@ def report(comfyui, golden_checkpoint) -> dict:
     """What partial_load.py found."""
     launch = Path(__file__).parents[2] / "harness" / "launch.py"
     script = Path(__file__).with_name("partial_load.py")
-    command = [find_python(comfyui), str(launch), str(script), str(comfyui), str(golden_checkpoint)]
+    command = [find_python(comfyui), str(launch), str(script), str(comfyui), str(golden_checkpoint), "--cpu"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=comfyui, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     print(done.stderr[-500:], file=sys.stderr)
