@@ -43,13 +43,16 @@ def codes(folder: Path, scenes: Sequence[Scene], device: torch.device, workers: 
     found: list[torch.Tensor] = [torch.empty(0)] * len(scenes)
     for grid in GRIDS:
         here = [i for i, scene in enumerate(scenes) if scene.grid == grid]
+        # One tensor for all: what is kept picture by picture leaves the memory in pieces, gigabytes of them.
+        made = torch.empty(len(here), *grid, dtype=torch.int16)
         for at in range(0, len(here), _SHARE):
             chosen = here[at : at + _SHARE]
             drawn = pictures([scenes[i] for i in chosen], view, workers)
             for start in range(0, len(chosen), _CHUNK):
                 pixels = torch.from_numpy(np.stack(drawn[start : start + _CHUNK])).to(device)
-                for i, grid_codes in zip(chosen[start:], vision.codes_of(model, pixels).cpu(), strict=False):
-                    found[i] = grid_codes.to(torch.int16)
+                made[at + start : at + start + len(pixels)] = vision.codes_of(model, pixels).cpu()
+        for i, grid_codes in zip(here, made, strict=True):
+            found[i] = grid_codes
     return found
 
 
