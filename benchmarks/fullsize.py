@@ -1,10 +1,10 @@
 """The released sizes on one GPU: seconds from prompt to picture at 1024 x 1024, answers in tokens/s, peak memory.
 
 Weights are random, so nothing needs to be downloaded: they fill the released configurations on the GPU itself, in
-bfloat16, one part after the other. Random weights are never sure of a token, so every block takes all its rounds:
-these are the times of the worst case, and a trained model is faster. Text is worst too, a token a round. The
-backbone is timed twice, with its rounds as CUDA graphs and without; graphs are captured anew in each generation, so
-their time is in it.
+bfloat16, one part after the other. Random weights are never sure of a token, so blocks take all their rounds, but for
+a last one that reaches behind the picture: these are the times of the worst case, and a trained model is faster. Text
+is worst too, a token a round. The backbone is timed twice, with its rounds as CUDA graphs and without; graphs are
+captured anew in each generation, so their time is in it.
 
     python -m benchmarks.fullsize [--normal] [--json FILE]     a GPU of 80 GB or more
     python -m benchmarks.fullsize --tiny                       the same path on the CPU with small sizes, in seconds

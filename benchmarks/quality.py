@@ -34,7 +34,7 @@ from .support import add_json, show
 SPRINT = Sprint()  # the paper's settings are the defaults
 WHOLE = Sprint(image_keep_ratio=1.0)  # the paper's other setting: no position of a picture is hidden
 SHORT = Sampling(thinking_length=160)  # plans here are shorter; a model that has not learnt to stop must not go on
-SCHEDULE = Sampling(threshold=1.0)  # no token is accepted early: every block takes all its rounds
+SCHEDULE = Sampling(threshold=1.0)  # no token is accepted early
 HASTY = Sampling(steps=2)  # two rounds a block at most, where eight are the default
 ATTRIBUTES = ("shape", "colour", "size", "place")
 

@@ -95,7 +95,7 @@ class ComfyServer:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_file = self.base / "server.log"
         command = [find_python(comfyui), str(Path(__file__).with_name("launch.py")), str(comfyui / "main.py")]
-        command += [*shlex.split(os.environ.get("COMFYUI_OPTIONS", "--cpu"))]
+        command += shlex.split(os.environ.get("COMFYUI_OPTIONS", "--cpu"))
         command += ["--port", str(self.port), "--base-directory", str(self.base), "--disable-auto-launch"]
         with self.log_file.open("wb") as log:
             environment = os.environ | {"PYTHONUNBUFFERED": "1"}

@@ -21,13 +21,15 @@ from .stage import Stage, origin
 from .world import Scene
 
 LENGTH = 768  # positions of a row; the longest story fits
-_PER_ROW = 4  # examples that a row holds on average
+_PER_ROW = 4  # examples that a row holds, about
 _WHOLE = 0.3  # of the copies are masked from end to end, as every block is in its first round
 _HELP = 0.1  # weight of the helping head
 _HELPED = 2  # layers below the helping head
 PLACES = 64  # of an image body
 PICTURES = 4  # of a sequence
-_SHARP = 1.5  # the norms of queries and keys begin with; with 1, 200 keys of 32 numbers are never told apart
+# The norms of queries and keys begin with this. With 1, heads of 32 numbers give one key of 200 at most six tenths of
+# their attention.
+_SHARP = 1.5
 _BIAS_RATE = 1e-3  # how fast the routers' biases even out the experts
 _POOLED = tuple(task for task in SHARES if task != "understand")
 
@@ -232,7 +234,7 @@ def code_pool(folder: Path, count: int, device: torch.device, workers: int) -> d
 
     Made once and kept in the folder of the run.
     """
-    path, made_from = folder / "pool-codes.npz", f"{count} of {origin(folder, 'vision')}"
+    path, made_from = folder / "pool-codes.npz", f"{count} of {SHARES}, {origin(folder, 'vision')}"
     if not path.exists() or str(np.load(path)["made_from"]) != made_from:
         made = [pooled_example(index).scenes for index in range(count)]
         grids = pools.codes(folder, [scene for scenes in made for scene in scenes], device, workers)

@@ -14,11 +14,9 @@ from pathlib import Path
 
 import torch
 
-from .export import export
+from .export import STAGES, export
 from .sizes import SCHEDULES, SEED
 from .stage import Budget, run
-
-STAGES = ("vae", "vision", "decoder", "turbo", "backbone")
 
 
 def make(name: str, folder: Path, schedule, device: torch.device, workers: int):

@@ -146,7 +146,8 @@ class Canvas:
     def _rounds(self, start: int, target: int, task: Task) -> Iterator[int]:
         """Rounds of the block at `start`, one a step, until no mask is left before `target`.
 
-        Masks behind it are filled along the way, as the reference does; it goes on for them, which changes nothing.
+        Masks behind it are filled along the way, as the reference does. The reference also goes on until none of them
+        is left; nothing before `target` can change in those rounds, so they are saved.
         """
         window = self.ids[:, start : start + self.block]
         to_fill = torch.arange(start, start + self.block, device=window.device) >= self.length  # not padding or prompt
