@@ -27,7 +27,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: demo test clean
 
 demo: $(VENV)/is-ready $(HOST)
-	$(BIN)/python -m harness.demo
+	$(BIN)/python -m dev.hosts.demo
 
 test: $(VENV)/is-ready $(HOST)
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ from llada_core.backbone.config import BackboneConfig
 from llada_core.backbone.experts import Experts, Router, can_group
 from llada_core.backbone.model import Backbone
 from llada_core.decoder.conditioning import SigVQEmbedder
-from llada_core.decoder.pixels import AXES_LENS, decode_latents, sample_latents
+from llada_core.decoder.decode import AXES_LENS, decode_latents, sample_latents
 from llada_core.options import Decoding, Guidance, Sampling
 from llada_core.sampling.diffusion import Canvas, Filled, Task
 
@@ -48,7 +48,7 @@ class Sizes:
 
 
 def released() -> Sizes:
-    """Contract sections 1 to 3; the decoder's and VAE's fields are those of Z-Image and the Flux family."""
+    """docs/model.md, Parts to 3; the decoder's and VAE's fields are those of Z-Image and the Flux family."""
     backbone = BackboneConfig(
         vocab_size=173_568,
         image_token_offset=157_184,

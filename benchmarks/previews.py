@@ -13,8 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness.in_process import InProcessHost
-from harness.server import ComfyServer, find_comfyui
+from dev.hosts.in_process import InProcessHost
+from dev.hosts.server import ComfyServer, find_comfyui
 
 from .support import add_json, show
 

@@ -2,8 +2,8 @@
 
 Text to image, thinking, questions, edits and stories about scenes that training never saw; plain sampling against
 SPRINT with the paper's settings, guidance on against off, the turbo decoder against the normal one. Every picture goes
-from the backbone's tokens through the decoder to pixels before `miniature.checker` judges it; the model never judges
-itself. Rounds are the backbone's, a generation; tokens/s are of the backbone alone.
+from the backbone's tokens through the decoder to pixels before `dev.miniature.checker` judges it; the model never
+judges itself. Rounds are the backbone's, a generation; tokens/s are of the backbone alone.
 
     python -m benchmarks.quality CHECKPOINT [--count 300] [--device cuda] [--markdown FILE] [--json FILE]
 
@@ -19,15 +19,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dev.miniature.checker import Report, changed_places, look, preserved
+from dev.miniature.examples import Example, example
+from dev.miniature.texts import read_scene, same_answer
+from dev.miniature.world import Scene, Thing, render
 from llada_core.engine import LLaDAUni
+from llada_core.image_tokens import ImageTokens, join
 from llada_core.options import Decoding, Guidance, Sampling, Sprint
-from llada_core.residence import OneDevice
+from llada_core.placement import OneDevice
 from llada_core.sampling.tasks import Usage
-from llada_core.tokens import ImageTokens, join
-from miniature.checker import Report, changed_places, look, preserved
-from miniature.examples import Example, example
-from miniature.texts import read_scene, same_answer
-from miniature.world import Scene, Thing, render
 
 from .support import add_json, show
 
@@ -61,7 +61,7 @@ class Tally:
 
 
 def examples(task: str, count: int, seed: int) -> list[Example]:
-    """Held-out examples of a task, always the same ones."""
+    """ModuleHolder-out examples of a task, always the same ones."""
     rng = random.Random(f"{task} {seed}")
     return [example(rng, "held-out", task) for _ in range(count)]
 

@@ -2,9 +2,9 @@
 
 from .engine import Answer, Generation, LLaDAUni, OneDevice, Story
 from .errors import CheckpointError, InputError
+from .image_tokens import ImageTokens, join, load_tokens, save_tokens
 from .options import Decoding, Guidance, Sampling, Sprint
 from .progress import Interrupted, Progress, TokenPreview
-from .tokens import ImageTokens, join, load_tokens, save_tokens
 
 __all__ = [
     "Answer",

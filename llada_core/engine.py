@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from .backbone.attention import KINDS as ATTENTION_KINDS
+from . import prompts
+from .backbone.attention_kernels import KINDS as ATTENTION_KINDS
 from .backbone.config import BackboneConfig
 from .backbone.experts import ExpertBank
 from .backbone.keys import open_backbone
@@ -16,7 +17,7 @@ from .checkpoint.component import Component
 from .checkpoint.layout import Layout
 from .checkpoint.weights import read_json
 from .decoder.conditioning import CODES_KEY, open_embedder
-from .decoder.pixels import (
+from .decoder.decode import (
     check_grid,
     decode_latents,
     decoder_working_bytes,
@@ -26,29 +27,29 @@ from .decoder.pixels import (
     vae_working_bytes,
 )
 from .errors import CheckpointError, InputError
+from .image_tokens import PATCH, UPSAMPLING, ImageTokens
 from .libraries import without_partial_torchvision
 from .options import Decoding, Guidance, Sampling, Sprint
-from .palette import colours
+from .placement import PRECISIONS, ComponentManager, OneDevice, Placement, WorkingBytes, weights_dtype
+from .preview_colours import colours
 from .progress import Progress, ProgressCallback, report
-from .prompts import Vocabulary
-from .residence import PRECISIONS, OneDevice, Residence, Seat, WorkingBytes, weights_dtype
-from .sampling.interleave import Story, tell
+from .sampling.interleaved import Story, generate_interleaved
 from .sampling.tasks import Job, Usage, for_editing
-from .tokens import PATCH, UPSAMPLING, ImageTokens
 from .vision.preprocess import Normalisation, PixelBudgets, prepare
 from .vision.siglip_vq import encode_working_bytes, open_siglip_vq
+from .vocabulary import Vocabulary
 
 __all__ = [
     "ATTENTION_KINDS",
     "PRECISIONS",
     "Answer",
     "Component",
+    "ComponentManager",
     "ExpertBank",
     "Generation",
     "LLaDAUni",
     "OneDevice",
-    "Residence",
-    "Seat",
+    "Placement",
     "Story",
     "WorkingBytes",
     "check_size",
@@ -83,7 +84,7 @@ class LLaDAUni:
 
     Args:
         folder: a checkpoint in the released layout, bf16 or FP8, whole or with some parts only.
-        residence: who loads parts and says where they sit; by default everything on the CPU in the files' own dtype.
+        manager: who loads parts and says where they sit; by default everything on the CPU in the files' own dtype.
         attention: the backbone's kernel: "auto" (sdpa), "sdpa", "flash_attention_2" or "eager".
 
     Raises:
@@ -100,11 +101,11 @@ class LLaDAUni:
     def __init__(
         self,
         folder: Path | str,
-        residence: Residence | None = None,
+        manager: ComponentManager | None = None,
         attention: str = "auto",
     ):
         self.layout = Layout.open(Path(folder))
-        self.residence = residence or OneDevice()
+        self.manager = manager or OneDevice()
         self._palette: torch.Tensor | None = None
         self._budgets = PixelBudgets()
         self._warned = False
@@ -169,7 +170,7 @@ class LLaDAUni:
         pixels: int = 0,
         progress: ProgressCallback | None = None,
     ) -> ImageTokens:
-        """Image to tokens with SigLIP-VQ (contract section 5).
+        """Image to tokens with SigLIP-VQ (docs/model.md, Image preprocessing).
 
         Args:
             image: float32 [batch, height, width, 3 or 4] in 0...1; alpha is composited over white.
@@ -191,8 +192,10 @@ class LLaDAUni:
         grids = []
         for done, picture in enumerate(prepared):
             report(progress, Progress(done, len(prepared), "encode"))
-            seat = self._seat("image_tokenizer", lambda config, dtype: encode_working_bytes(largest, dtype, config))
-            grids.append(seat.module.encode(picture, seat.device, seat.dtype))
+            placement = self._place(
+                "image_tokenizer", lambda config, dtype: encode_working_bytes(largest, dtype, config)
+            )
+            grids.append(placement.module.encode(picture, placement.device, placement.dtype))
         report(progress, Progress(len(prepared), len(prepared), "encode"))
         return ImageTokens(tuple(grids), self.codebook_size)
 
@@ -232,17 +235,17 @@ class LLaDAUni:
             if thinking:
                 remedy = "Turn thinking off, or disconnect the references."
                 raise InputError("thinking", "on, with references", "off when editing", remedy)
-            rows = self.vocabulary.edit(prompt, references)
+            rows = prompts.edit(self.vocabulary, prompt, references)
             tokens, usage = job.draw(rows, *references.sizes[0], for_editing(guidance))
             return Generation(tokens, "", usage)
         size = check_size(height, width)
         guidance = guidance or Guidance()
-        rows = self.vocabulary.text_to_image(prompt, *size)
+        rows = prompts.text_to_image(self.vocabulary, prompt, *size)
         if not thinking:
             tokens, usage = job.draw(rows, *size, guidance)
             return Generation(tokens, "", usage)
         plan, thought = job.think(prompt, *size)
-        rows, trace = self.vocabulary.after_thinking(prompt, plan, *size)
+        rows, trace = prompts.after_thinking(self.vocabulary, prompt, plan, *size)
         tokens, usage = job.draw(rows, *size, guidance)
         return Generation(tokens, trace, thought + usage)
 
@@ -268,7 +271,7 @@ class LLaDAUni:
         check_text("question", question)
         if max_new_tokens < 1:
             raise InputError("max_new_tokens", max_new_tokens, "at least 1", "2048 is the default.")
-        rows = self.vocabulary.understand(question, images)
+        rows = prompts.understand(self.vocabulary, question, images)
         return Answer(*self._job(sampling, sprint, seed, progress).answer(rows, max_new_tokens))
 
     def interleave(
@@ -282,7 +285,7 @@ class LLaDAUni:
         seed: int = 0,
         progress: ProgressCallback | None = None,
     ) -> Story:
-        """Tell a story in text and images (contract section 8).
+        """Tell a story in text and images (docs/model.md, Interleaved generation).
 
         Args:
             instruction: what to tell; not empty.
@@ -296,12 +299,12 @@ class LLaDAUni:
         if max_images < 1:
             raise InputError("max_images", max_images, "at least 1", "A story has one image or more.")
         job = self._job(sampling, None, seed, progress)
-        return tell(job, instruction, references, max_images, guidance or Guidance())
+        return generate_interleaved(job, instruction, references, max_images, guidance or Guidance())
 
     def decode(
         self, tokens: ImageTokens, decoding: Decoding | None = None, progress: ProgressCallback | None = None
     ) -> list[torch.Tensor]:
-        """Tokens to pixels (contract section 10).
+        """Tokens to pixels (docs/model.md, Decoding).
 
         Args:
             tokens: grids of this checkpoint's codebook.
@@ -319,34 +322,42 @@ class LLaDAUni:
         for grid in tokens.grids:
             check_grid(*grid.shape)
         self._warn_of_size(max(grid.numel() for grid in tokens.grids))
-        embedder = self._seat("sigvq")
+        embedder = self._place("sigvq")
         features = [embedder.module(grid.to(embedder.device)).cpu() for grid in tokens.grids]
         latents = []
         for index, (size, given) in enumerate(zip(tokens.sizes, features, strict=True)):
-            seat = self._seat(part, lambda config, dtype, size=size: decoder_working_bytes(*size, dtype, config))
+            placement = self._place(part, lambda config, dtype, size=size: decoder_working_bytes(*size, dtype, config))
             callback = _shifted(progress, index, len(features))
             seed = decoding.seed + index
-            latents.append(sample_latents(seat.module, given, size, decoding, seed, seat.device, seat.dtype, callback))
+            latents.append(
+                sample_latents(
+                    placement.module, given, size, decoding, seed, placement.device, placement.dtype, callback
+                )
+            )
         images = []
         for index, (grid, latent) in enumerate(zip(tokens.grids, latents, strict=True)):
             report(progress, Progress(index, len(latents), "pixels"))
-            seat = self._seat("vae", lambda config, dtype, size=grid.shape: vae_working_bytes(*size, dtype, config))
-            images.append(decode_latents(seat.module, latent, seat.device, seat.dtype)[0])
+            placement = self._place(
+                "vae", lambda config, dtype, size=grid.shape: vae_working_bytes(*size, dtype, config)
+            )
+            images.append(decode_latents(placement.module, latent, placement.device, placement.dtype)[0])
         report(progress, Progress(len(latents), len(latents), "pixels"))
         return images
 
     def _warn_of_size(self, count: int) -> None:
-        """Say once that a picture is larger than those the decoders were trained on (contract sections 1 and 5)."""
+        """Say once that a picture is larger than those the decoders were trained on (docs/model.md, Parts)."""
         trained = self._budgets.edit // PATCH**2
         if count > trained and not self._warned:
             self._warned = True
             log.warning("decoding %d tokens; up to %d were trained, larger pictures lose detail", count, trained)
 
-    def _seat(self, part: str, working_bytes: Callable[[Any, torch.dtype], int] = lambda config, dtype: 0) -> Seat:
+    def _place(
+        self, part: str, working_bytes: Callable[[Any, torch.dtype], int] = lambda config, dtype: 0
+    ) -> Placement:
         """A part, ready to run. working_bytes: (the part's configuration, dtype of activations) -> bytes."""
         component = self._components[part]
         config = getattr(component.module, "config", None)
-        return self.residence.seat(part, component, lambda dtype: working_bytes(config, dtype))
+        return self.manager.place(part, component, lambda dtype: working_bytes(config, dtype))
 
     def _job(self, sampling, sprint, seed: int, progress) -> Job:
         return Job(
@@ -355,7 +366,7 @@ class LLaDAUni:
             sampling or Sampling(),
             sprint,
             seed,
-            lambda working_bytes: self._seat("backbone", working_bytes),
+            lambda working_bytes: self._place("backbone", working_bytes),
             progress,
         )
 

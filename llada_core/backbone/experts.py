@@ -1,4 +1,4 @@
-"""The mixture of experts: router, expert banks and the grouped product (contract section 3)."""
+"""The mixture of experts: router, expert banks and the grouped product (docs/model.md, Backbone)."""
 
 import sys
 from collections.abc import Callable

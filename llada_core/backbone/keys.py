@@ -1,4 +1,4 @@
-"""Where each tensor of a checkpoint goes in our backbone, for every published form of the keys (contract section 2)."""
+"""Where a tensor of a checkpoint goes in the backbone, in every published form of the keys (docs/model.md, Files)."""
 
 import re
 

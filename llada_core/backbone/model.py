@@ -1,10 +1,10 @@
-"""The backbone: a block-causal mixture-of-experts transformer (contract section 3)."""
+"""The backbone: a block-causal mixture-of-experts transformer (docs/model.md, Backbone)."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import attention
+from . import attention_kernels
 from .cache import IndexedCache, PrefixCache, PrunedPrefix
 from .config import BackboneConfig
 from .experts import Experts, Router
@@ -45,7 +45,7 @@ class Attention(nn.Module):
         parts = self.query_key_value(x).unflatten(-1, (-1, self.dim)).transpose(1, 2)  # [rows, heads + 2 kv, n, dim]
         qk, v = parts.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
         # Queries and keys are normed and turned together: the GPU takes as long for both as for one.
-        qk = turn(rms_norm(qk, self.query_layernorm.eps) * self._norm_weights(), *rope)
+        qk = apply_rotary_emb(rms_norm(qk, self.query_layernorm.eps) * self._norm_weights(), *rope)
         q, k = qk.split([self.heads, self.kv_heads], dim=1)
         k, v = context.extend(layer, start, k, v)
         return self.dense(attend(q, k, v, bias).transpose(1, 2).flatten(2))
@@ -56,7 +56,7 @@ class Attention(nn.Module):
         return torch.cat([norm.weight.expand(heads, 1, -1) for norm, heads in norms])
 
 
-def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, size: int) -> torch.Tensor:
+def apply_rotary_emb(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, size: int) -> torch.Tensor:
     """RoPE, rotate-half form, over the first `size` dimensions of each head.
 
     Args:
@@ -128,7 +128,7 @@ class Backbone(nn.Module):
     def __init__(self, config: BackboneConfig, attention_kind: str = "auto"):
         super().__init__()
         self.config = config
-        self.attend = attention.choose(attention_kind)
+        self.attend = attention_kernels.choose(attention_kind)
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -141,7 +141,7 @@ class Backbone(nn.Module):
         context: PrefixCache | IndexedCache | PrunedPrefix,
         start: int,
         mask: torch.Tensor | None,
-        attend: attention.Attend | None = None,
+        attend: attention_kernels.Attend | None = None,
     ) -> torch.Tensor:
         """Run n positions against a context that they are written to.
 
@@ -159,14 +159,14 @@ class Backbone(nn.Module):
         x = self.word_embeddings(ids)
         rope = self._rope(positions, x.dtype)
         group = self.config.num_attention_heads // self.config.num_key_value_heads
-        bias = None if mask is None else attention.bias(mask, ids.shape[1], group, x.dtype)
-        with attention.without_planning(x.device):
+        bias = None if mask is None else attention_kernels.bias(mask, ids.shape[1], group, x.dtype)
+        with attention_kernels.without_planning(x.device):
             for index, layer in enumerate(self.layers):
                 x = layer(x, rope, context, index, start, bias, attend or self.attend)
         return self.norm(x)
 
     def _rope(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """What `turn` takes besides x."""
+        """What `apply_rotary_emb` takes besides x."""
         size, rest = self.config.rotary_dim, self.config.head_dim - self.config.rotary_dim
         exponents = torch.arange(0, size, 2, device=positions.device, dtype=torch.float32) / size
         angles = positions[:, None, :, None].float() * self.config.rope_theta**-exponents  # [rows, 1, n, size / 2]
@@ -177,7 +177,7 @@ class Backbone(nn.Module):
 
 
 def block_causal_mask(start: int, n: int, block_length: int, pads: torch.Tensor) -> torch.Tensor | None:
-    """Which of the keys 0...start + n the queries start...start + n see (contract sections 3 and 7).
+    """Which of the keys 0...start + n the queries start...start + n see (docs/model.md, Backbone; Guidance).
 
     Args:
         start, n: the queries.
@@ -186,7 +186,7 @@ def block_causal_mask(start: int, n: int, block_length: int, pads: torch.Tensor)
 
     Returns:
         bool [rows, 1, n or 1, start + n], or None where every query sees every key. A padding query sees other
-        padding: it must see something, and nobody sees it.
+        padding: it a softmax over a fully masked row is not a number, and no other query sees it.
     """
     device = pads.device
     query = torch.arange(start, start + n, device=device)

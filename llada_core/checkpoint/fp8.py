@@ -1,4 +1,4 @@
-"""FP8 block quantization of the FP8 release (contract section 2): weight = fp8 x scale, a scale per 128 x 128 block."""
+"""FP8 block quantization of the FP8 release (docs/model.md, Files): weight = fp8 x scale of its 128 x 128 block."""
 
 import torch
 

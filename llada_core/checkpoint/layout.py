@@ -1,4 +1,4 @@
-"""What lies where in a checkpoint folder, and what is missing (contract section 2)."""
+"""What lies where in a checkpoint folder, and what is missing (docs/model.md, Files)."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Image codes → the continuous features that condition the decoder (contract sections 2 and 10)."""
+"""Image codes -> the continuous features that condition the decoder (docs/model.md, Files; Decoding)."""
 
 from pathlib import Path
 
@@ -9,14 +9,14 @@ from torch import nn
 from ..checkpoint.component import Component, build_on_meta
 from ..checkpoint.weights import PickledTensors, Slot, plan
 from ..errors import CheckpointError
-from ..tokens import UPSAMPLING
+from ..image_tokens import UPSAMPLING
 
 LABEL = "image_tokenizer"
 FILE = "sigvq_embedding.pt"
 
 CODES_KEY = "prior_token_embedding.weight"
 
-# File names → ours.
+# File names -> ours.
 NAMES = {
     CODES_KEY: "codes.weight",
     "prior_projector.net.0.proj.weight": "inner.weight",
@@ -27,7 +27,7 @@ NAMES = {
 
 
 class SigVQEmbedder(nn.Module):
-    """Code → feature: an embedding, then Linear, SiLU, Linear.
+    """Code -> feature: an embedding, then Linear, SiLU, Linear.
 
     Args:
         codes: size of the codebook.
@@ -43,14 +43,14 @@ class SigVQEmbedder(nn.Module):
         self.outer = nn.Linear(hidden, features)
 
     def forward(self, grid: torch.Tensor) -> torch.Tensor:
-        """Codes [h, w] int64 on the compute device → features [4·h·w, features] of the grid up-sampled 2x."""
+        """Codes [h, w] int64 on the compute device -> features [4·h·w, features] of the grid up-sampled 2x."""
         # Up-sampling the features of h·w codes gives the same numbers as up-sampling the codes, at a quarter the work.
         features = self.outer(F.silu(self.inner(self.codes(grid))))
         return upsample(features).flatten(0, 1)
 
 
 def upsample(grid: torch.Tensor, factor: int = UPSAMPLING) -> torch.Tensor:
-    """Nearest-neighbour up-sampling of the first two axes: [h, w, ...] → [factor·h, factor·w, ...]."""
+    """Nearest-neighbour up-sampling of the first two axes: [h, w, ...] -> [factor·h, factor·w, ...]."""
     return grid.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
 
 

@@ -1,6 +1,6 @@
-"""The two samplers of the decoder, as functions over tensors (contract section 10).
+"""The two samplers of the decoder, as functions over tensors (docs/model.md, Decoding).
 
-Latents are [1, channels, 1, height, width]. t is the model's time: 0 is noise, 1 the image. A velocity is x₁ − x₀.
+Latents are [1, channels, 1, height, width]. t is the model's time: 0 is noise, 1 the image. A velocity is x1 - x0.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ Velocity = Callable[[torch.Tensor, float], torch.Tensor]
 
 
 def normal_times(steps: int) -> list[float]:
-    """`steps` times from 0 to 1, evenly spaced and then warped t/(t + 6 − 6t): densest near the noise."""
+    """`steps` times from 0 to 1, evenly spaced and then warped t/(t + 6 - 6t): densest near the noise."""
     even = (i / (steps - 1) for i in range(steps))
     return [t / (t + WARP - WARP * t) for t in even]
 
@@ -39,7 +39,7 @@ def noise_stream(seed: int, shape: Sequence[int]) -> Iterator[torch.Tensor]:
 
 
 def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
-    """p + scale·(p − n), scaled down to the norm of p where its own, over the whole tensor, is larger."""
+    """p + scale·(p - n), scaled down to the norm of p where its own, over the whole tensor, is larger."""
     guided = conditional + scale * (conditional - unconditional)
     norm = torch.linalg.vector_norm(guided).clamp(min=torch.finfo(guided.dtype).tiny)
     return guided * (torch.linalg.vector_norm(conditional) / norm).clamp(max=1.0)
@@ -48,10 +48,10 @@ def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) 
 def sample_normal(
     velocity: Velocity, x: torch.Tensor, times: Sequence[float], progress: ProgressCallback | None = None
 ) -> torch.Tensor:
-    """Euler steps from time to time: len(times) − 1 evaluations.
+    """Euler steps from time to time: len(times) - 1 evaluations.
 
     Args:
-        velocity: (x, t) → velocity of x's shape.
+        velocity: (x, t) -> velocity of x's shape.
         x: the noise, float32.
         times: rising, as `normal_times` gives them.
         progress: called after every round; its preview is the estimate of the clean latents [1, channels, h, w].
@@ -77,7 +77,7 @@ def sample_turbo(
     noise: Iterator[torch.Tensor],
     progress: ProgressCallback | None = None,
 ) -> torch.Tensor:
-    """Each round goes to the estimated image and back by fresh noise: len(times) − 1 evaluations.
+    """Each round goes to the estimated image and back by fresh noise: len(times) - 1 evaluations.
 
     Args:
         velocity, x, times, progress: as for `sample_normal`; times from `turbo_times`.

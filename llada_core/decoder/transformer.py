@@ -1,4 +1,4 @@
-"""The semantic decoder: diffusers' Z-Image transformer, its forward cut in two (contract sections 2 and 10).
+"""The semantic decoder: diffusers' Z-Image transformer, its forward cut in two (docs/model.md, Files; Decoding).
 
 The library computes the conditioning anew at every evaluation. It depends on the tokens alone, so here it is prepared
 once a picture. The blocks, embedders and rotary tables are the library's; `tests/core/test_pixels.py` holds the two
@@ -33,7 +33,7 @@ class SemanticDecoder(ZImageTransformer2DModel):
     """Z-Image's transformer with the methods `condition` and `velocity`; parameters and names are the library's."""
 
     def condition(self, features: torch.Tensor) -> Conditioning:
-        """Features [n, cap_feat_dim] of a picture's up-sampled codes → what every evaluation of it shares.
+        """Features [n, cap_feat_dim] of a picture's up-sampled codes -> what every evaluation of it shares.
 
         Computes on the features' device and in their type.
         """
@@ -53,7 +53,7 @@ class SemanticDecoder(ZImageTransformer2DModel):
             conditioning: `condition`'s answer.
 
         Returns:
-            The velocity x₁ − x₀ of x's shape, float32, on the conditioning's device.
+            The velocity x1 - x0 of x's shape, float32, on the conditioning's device.
         """
         cond = conditioning.hidden
         time = self.t_embedder(torch.tensor([t * self.t_scale], dtype=torch.float32, device=cond.device)).to(cond)
@@ -70,7 +70,7 @@ class SemanticDecoder(ZImageTransformer2DModel):
         return self.unpatchify([hidden[0].float()], [tuple(x.shape[2:])], PATCH, 1)[0][None]
 
     def _padded(self, hidden: torch.Tensor, pad: torch.Tensor) -> torch.Tensor:
-        """[n, dim] → [1, n rounded up to the library's multiple, dim], filled with the learned pad token."""
+        """[n, dim] -> [1, n rounded up to the library's multiple, dim], filled with the learned pad token."""
         missing = -len(hidden) % SEQ_MULTI_OF
         return torch.cat([hidden, pad.to(hidden).expand(missing, -1)])[None]
 

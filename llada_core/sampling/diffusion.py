@@ -1,13 +1,13 @@
-"""The block loop: canvas, rounds, exact prefix cache (contract section 6; SPRINT's schedule, section 9)."""
+"""The block loop: canvas, rounds, exact prefix cache (docs/model.md, Block diffusion and SPRINT)."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
-from ..backbone.attention import PART
+from ..backbone.attention_kernels import PART
 from ..backbone.cache import PrefixCache, PrunedPrefix
-from ..backbone.graphs import FixedRounds, capturable_sizes
+from ..backbone.cuda_graphs import CUDAGraphRunner, capturable_sizes
 from ..backbone.model import Backbone, block_causal_mask
 from ..errors import InputError
 from ..options import Guidance, Sampling, Sprint
@@ -94,8 +94,8 @@ class Canvas:
         sizes = capturable_sizes(backbone, self.ids.device, rows, (self.block, 2 * self.block)) if graphs else ()
         stored = capacity + -capacity % PART if sizes else capacity
         self.cache = PrefixCache(backbone.config, rows, stored, device, dtype, key_norms=sprint is not None)
-        self.fixed = FixedRounds(backbone, self.cache, sizes)
-        self._drew_mask = False  # the mask token may be drawn; no text ends behind one (contract section 6)
+        self.fixed = CUDAGraphRunner(backbone, self.cache, sizes)
+        self._drew_mask = False  # the mask token may be drawn; no text ends behind one (docs/model.md, Block diffusion)
         self._last_mask: tuple[int, int, torch.Tensor | None] | None = None
         self.confidence = torch.zeros(rows, capacity, device=device) if sprint else None
 

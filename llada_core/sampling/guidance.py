@@ -1,12 +1,12 @@
-"""Classifier-free guidance over rows of one batch (contract section 7)."""
+"""Classifier-free guidance over rows of one batch (docs/model.md, Guidance)."""
 
 import torch
 
 from ..options import Guidance
-from ..prompts import Rows
+from ..prompts import Prompts
 
 
-def guided_rows(rows: Rows, guidance: Guidance) -> list[list[int]]:
+def guided_rows(rows: Prompts, guidance: Guidance) -> list[list[int]]:
     """The prompts that guidance needs: conditional, then without text, then without image.
 
     One row where the scales ask for none: text 1 (or 0 when editing) and image 0. Without references the image

@@ -1,4 +1,4 @@
-"""SPRINT's two halves: which prefix positions to keep, and how many tokens to unmask (contract section 9)."""
+"""SPRINT's two halves: which prefix positions to keep, and how many tokens to unmask (docs/model.md, SPRINT)."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The tasks of the backbone: draw, edit, think before drawing, answer (contract sections 4, 6 and 7)."""
+"""The tasks of the backbone: draw, edit, think before drawing, answer (docs/model.md, Tokens and prompts)."""
 
 import logging
 import time
@@ -7,15 +7,17 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..backbone.attention import PART
+from .. import prompts
+from ..backbone.attention_kernels import PART
 from ..backbone.config import BackboneConfig
 from ..backbone.experts import FEW_TOKENS
 from ..errors import InputError
+from ..image_tokens import ImageTokens
 from ..options import Guidance, Sampling, Sprint
+from ..placement import Placement
 from ..progress import Progress, ProgressCallback, TokenPreview, report
-from ..prompts import Rows, Vocabulary
-from ..residence import Seat
-from ..tokens import ImageTokens
+from ..prompts import Prompts
+from ..vocabulary import Vocabulary
 from .diffusion import PREFILL, SCORED, Canvas, Filled, Task
 from .guidance import guided_rows
 
@@ -46,7 +48,7 @@ class Job:
     """Everything the tasks share: vocabulary, sizes, options, how to get the backbone, whom to tell.
 
     Attributes:
-        seat: how much working memory it takes (a function of configuration and dtype) -> the backbone, ready to run.
+        place: how much working memory it takes (a function of configuration and dtype) -> the backbone, ready to run.
         seed: of the draws at temperature > 0.
     """
 
@@ -55,10 +57,10 @@ class Job:
     sampling: Sampling
     sprint: Sprint | None
     seed: int
-    seat: Callable[[Callable[[BackboneConfig, torch.dtype], int]], Seat]
+    place: Callable[[Callable[[BackboneConfig, torch.dtype], int]], Placement]
     progress: ProgressCallback | None
 
-    def draw(self, rows: Rows, height: int, width: int, guidance: Guidance) -> tuple[ImageTokens, Usage]:
+    def draw(self, rows: Prompts, height: int, width: int, guidance: Guidance) -> tuple[ImageTokens, Usage]:
         """The image of height x width tokens that follows the rows' headers."""
         count = height * width
         prompts = guided_rows(rows, guidance)
@@ -82,7 +84,7 @@ class Job:
         The plan leaves room in the context for an image of height x width tokens and its header.
         """
         stops = frozenset((self.vocabulary.boi, self.vocabulary.end))
-        thinking = self.vocabulary.thinking(prompt).conditional
+        thinking = prompts.thinking(self.vocabulary, prompt).conditional
         image = len(self.vocabulary.header(height, width)) + height * width
         self.check_room([thinking], image + 1, f"a plan and an image of {height} x {width} tokens")
         most = min(self.sampling.thinking_length, self.room(thinking) - image)
@@ -92,7 +94,7 @@ class Job:
         ids, usage = self.write(thinking, most, self.sampling.thinking_steps, stops, "thinking")
         return (ids[:-1] if ids[-1] == self.vocabulary.end else ids), usage
 
-    def answer(self, rows: Rows, max_new_tokens: int) -> tuple[str, Usage]:
+    def answer(self, rows: Prompts, max_new_tokens: int) -> tuple[str, Usage]:
         """The text that follows a question."""
         stops = frozenset((self.vocabulary.end,))
         ids, usage = self.write(rows.conditional, max_new_tokens, self.sampling.steps or TEXT_STEPS, stops, "answer")
@@ -130,11 +132,13 @@ class Job:
     def _run(self, prompts, task: Task, guidance, stage: str, preview) -> tuple[Filled, Usage]:
         longest = max(map(len, prompts))
         length, block = longest + task.count, self.sampling.block_length
-        seat = self.seat(lambda c, dtype: working_bytes(c, len(prompts), length, dtype, block, self.sprint is not None))
+        placement = self.place(
+            lambda c, dtype: working_bytes(c, len(prompts), length, dtype, block, self.sprint is not None)
+        )
         generator = torch.Generator().manual_seed(self.seed % 2**64)  # stories count up from it
         began = time.perf_counter()
         canvas = Canvas(
-            seat.module,
+            placement.module,
             prompts,
             task.count,
             self.vocabulary.mask,
@@ -142,9 +146,9 @@ class Job:
             guidance,
             self.sprint,
             generator,
-            seat.device,
-            seat.dtype,
-            graphs=seat.resident,
+            placement.device,
+            placement.dtype,
+            graphs=placement.resident,
         )
         begin = canvas.length
         blocks = -(-(begin + task.count) // canvas.block) - begin // canvas.block
@@ -189,5 +193,5 @@ def working_bytes(
 
 
 def for_editing(guidance: Guidance | None) -> Guidance:
-    """The given guidance, or the defaults of editing: text 4, image 0 (contract section 6)."""
+    """The given guidance, or the defaults of editing: text 4, image 0 (docs/model.md, Block diffusion)."""
     return guidance if guidance is not None else replace(Guidance(), text=4.0)

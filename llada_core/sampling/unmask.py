@@ -1,4 +1,4 @@
-"""One round of unmasking: predictions, their confidence, and which of them are kept (contract sections 6 and 9)."""
+"""One round of unmasking: predictions, their confidence, which of them are kept (docs/model.md, Block diffusion)."""
 
 import torch
 

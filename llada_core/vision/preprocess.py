@@ -1,6 +1,6 @@
-"""Images → pixels as the vision tower takes them: which size, how to get there, how values are scaled.
+"""Images -> pixels as the vision tower takes them: which size, how to get there, how values are scaled.
 
-Contract section 5. Sizes are (height, width) in pixels.
+docs/model.md, Image preprocessing. Sizes are (height, width) in pixels.
 """
 
 import math
@@ -73,7 +73,7 @@ class PixelBudgets:
 
 @dataclass(frozen=True)
 class Normalisation:
-    """How 8-bit values become the tower's: ×rescale, then (x − mean) / std, a mean and a std per channel."""
+    """How 8-bit values become the tower's: ×rescale, then (x - mean) / std, a mean and a std per channel."""
 
     rescale: float = 1 / 255
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -169,7 +169,7 @@ def edit_size(size: Size, maximum: int) -> Size:
 
 
 def to_picture(image: torch.Tensor) -> Image.Image:
-    """One float image [H, W, 3 or 4] in 0...1 → 8-bit RGB, transparency composited over white.
+    """One float image [H, W, 3 or 4] in 0...1 -> 8-bit RGB, transparency composited over white.
 
     Raises:
         InputError: no such tensor, a side of 0, sides more than 200:1 apart, or values that are not finite or far
@@ -200,7 +200,7 @@ def to_picture(image: torch.Tensor) -> Image.Image:
 
 
 def to_pixels(picture: Image.Image) -> torch.Tensor:
-    """8-bit RGB → float32 [3, H, W], values 0...255."""
+    """8-bit RGB -> float32 [3, H, W], values 0...255."""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).to(torch.float32)
 
 
@@ -212,7 +212,7 @@ def prepare(
     several: bool = False,
     pixels: int = 0,
 ) -> torch.Tensor:
-    """Bring one image to the size that its purpose asks for (contract section 5).
+    """Bring one image to the size that its purpose asks for (docs/model.md, Image preprocessing).
 
     Args:
         image: float [H, W, C] in 0...1; C is 3, or 4 with transparency, which is composited over white.

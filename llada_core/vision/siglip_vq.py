@@ -1,4 +1,4 @@
-"""SigLIP-VQ: an image → its discrete semantic codes (contract sections 1, 2 and 5).
+"""SigLIP-VQ: an image -> its discrete semantic codes (docs/model.md, Parts; Files; Image preprocessing).
 
 The vision tower and the quantizer are transformers' own. Only the way through them is ours: it casts what the library
 reads from its weights by hand, so that weights may lie elsewhere than the computation, and searches the codebook in
@@ -18,7 +18,7 @@ from torch.func import functional_call
 from ..checkpoint.component import Component, build_on_meta, known_fields, need_counts
 from ..checkpoint.weights import Slot, TensorFiles, need, plan, read_json
 from ..errors import CheckpointError, InputError
-from ..tokens import PATCH
+from ..image_tokens import PATCH
 
 LABEL = "image_tokenizer"
 CODE_SLICE = 2048  # codes compared at a time: 2,500 tokens x 2,048 codes of 2,048 values take about 100 MB
@@ -54,7 +54,7 @@ class SiglipVQ(nn.Module):
     def encode(
         self, pixels: torch.Tensor, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> torch.Tensor:
-        """One image → its codes.
+        """One image -> its codes.
 
         Args:
             pixels: [3, H, W] as `preprocess.Normalisation` leaves them, H and W multiples of 16.
@@ -86,7 +86,7 @@ class SiglipVQ(nn.Module):
         return codes.view(height, width).cpu()
 
     def _features(self, patches: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Patches [h·w, 3, 16, 16] in raster order → features [h·w, hidden_size]."""
+        """Patches [h·w, 3, 16, 16] in raster order -> features [h·w, hidden_size]."""
         device, tokens = patches.device, height * width
         rows, columns = torch.meshgrid(
             torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij"

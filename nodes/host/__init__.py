@@ -1,5 +1,6 @@
 """All that the nodes know of ComfyUI: folders, memory management, progress. Nothing else imports comfy.*"""
 
+from .component_manager import HostComponentManager
 from .folders import (
     checkpoint_names,
     checkpoint_path,
@@ -9,10 +10,9 @@ from .folders import (
     token_file_names,
 )
 from .progress import Reporter, blocked
-from .residence import HostResidence
 
 __all__ = [
-    "HostResidence",
+    "HostComponentManager",
     "Reporter",
     "blocked",
     "checkpoint_names",

@@ -62,32 +62,37 @@ class CastExpertBank(ExpertBank, _Castable or object):
         return _bring(self, x.device, x.dtype)[0] if _away(self) else super().tensor_for(x)
 
 
-_ADOPTED = {nn.Linear: CastLinear, nn.Conv2d: CastConv2d, nn.Embedding: CastEmbedding, ExpertBank: CastExpertBank}
+_CASTABLE_CLASSES = {
+    nn.Linear: CastLinear,
+    nn.Conv2d: CastConv2d,
+    nn.Embedding: CastEmbedding,
+    ExpertBank: CastExpertBank,
+}
 
 
-def adopt(module: nn.Module) -> nn.Module:
+def make_castable(module: nn.Module) -> nn.Module:
     """Make every large layer of a component one that the host can keep off the card; returns the same module."""
     if _Castable is not None:
         for layer in module.modules():
-            if type(layer) in _ADOPTED:
-                layer.__class__ = _ADOPTED[type(layer)]
+            if type(layer) in _CASTABLE_CLASSES:
+                layer.__class__ = _CASTABLE_CLASSES[type(layer)]
     return module
 
 
-def all_there(module: nn.Module, device: torch.device) -> bool:
+def fully_resident(module: nn.Module, device: torch.device) -> bool:
     """Whether every weight lies on the device and is used there as it is."""
     if any(parameter.device != device for parameter in module.parameters()):
         return False
-    return not any(_away(layer) for layer in module.modules() if isinstance(layer, tuple(_ADOPTED.values())))
+    return not any(_away(layer) for layer in module.modules() if isinstance(layer, tuple(_CASTABLE_CLASSES.values())))
 
 
-def settle(module: nn.Module, device: torch.device) -> None:
+def move_uncast_parameters(module: nn.Module, device: torch.device) -> None:
     """Bring to the device what the host passes over when it loads in part: norms, biases of their own, buffers.
 
     These are small; the host leaves them where they are if they do not fit or hang on a module with children.
     """
     for layer in module.modules():
-        if isinstance(layer, tuple(_ADOPTED.values())):
+        if isinstance(layer, tuple(_CASTABLE_CLASSES.values())):
             continue
         for name, parameter in layer.named_parameters(recurse=False):
             if parameter.device != device:

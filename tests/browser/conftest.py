@@ -147,7 +147,7 @@ def browser(chromium, comfyui, tmp_path_factory):
 @pytest.fixture
 def canvas(browser, comfy_server, screenshots):
     """A fresh page on the server."""
-    from harness.server import PACK
+    from dev.hosts.server import PACK
 
     page = browser.new_page()
     page.goto(comfy_server.url)

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from harness.scenes import SAID
-from harness.setup import CHECKPOINT_NAME, GRAPHS
-from tools.schemas import CORE_FILE
+from dev.build.schemas import CORE_FILE
+from dev.hosts.base_folder import CHECKPOINT_NAME, GRAPHS
+from dev.hosts.scenes import SAID
 
 NAMES = sorted(path.stem for path in GRAPHS.glob("*.json"))
 SMALL = {"width": 64, "height": 64}

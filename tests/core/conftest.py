@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llada_core.backbone.graphs import FixedRounds
+from llada_core.backbone.cuda_graphs import CUDAGraphRunner
 from llada_core.engine import LLaDAUni
-from llada_core.prompts import Vocabulary
 from llada_core.sampling import diffusion
+from llada_core.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +40,7 @@ def model(golden_checkpoint) -> LLaDAUni:
 @pytest.fixture(scope="session")
 def golden_backbone(model):
     """The golden checkpoint's backbone with its weights."""
-    return model._seat("backbone").module
+    return model._place("backbone").module
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +53,7 @@ def vocabulary(model) -> Vocabulary:
 def fixed_shapes(monkeypatch) -> None:
     """Canvases that may use graphs run their rounds in the fixed shapes of graphs, kernel by kernel, on any device."""
     monkeypatch.setattr(diffusion, "capturable_sizes", lambda backbone, device, rows, sizes: sizes)
-    monkeypatch.setattr(diffusion, "FixedRounds", partial(FixedRounds, capture=False))
+    monkeypatch.setattr(diffusion, "CUDAGraphRunner", partial(CUDAGraphRunner, capture=False))
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Block diffusion the slow way, to hold the engine against: nothing is cached, every round recomputes everything.
 
-It follows contract sections 3, 6, 7 and 9 line by line, one position at a time where speed allows, and shares only
-weights and option dataclasses with the engine. The benchmarks time the engine against it. Nothing else may use it.
+It follows docs/model.md line by line, one position at a time where speed allows, and shares only weights and option
+dataclasses with the engine. The benchmarks time the engine against it. Nothing else may use it.
 """
 
 from collections.abc import Callable
@@ -247,7 +247,7 @@ class Oracle:
         return kept
 
     def scores(self, ids, positions, visible, real, alpha: float) -> torch.Tensor:
-        """Contract section 9's s_i over the first real.shape[1] positions, straight from a full pass."""
+        """docs/model.md, SPRINT's s_i over the first real.shape[1] positions, straight from a full pass."""
         start = real.shape[1]
         hidden, norms = self.forward(ids, positions, visible)
         top = self.backbone.lm_head(hidden[:, :start]).float().softmax(-1).amax(-1)
@@ -257,7 +257,7 @@ class Oracle:
 
 
 def guide(logits: torch.Tensor, guidance: Guidance | None) -> torch.Tensor:
-    """Contract section 7 on logits [rows, n, vocabulary]."""
+    """docs/model.md, Guidance on logits [rows, n, vocabulary]."""
     if len(logits) == 1:
         return logits[0]
     c, u = logits[:2]
@@ -295,7 +295,7 @@ def choose(probabilities: torch.Tensor, sampling: Sampling, generator: torch.Gen
 
 
 def confidences(probabilities: torch.Tensor, tokens: torch.Tensor, kind: str) -> list[float]:
-    """Contract section 9's three kinds."""
+    """docs/model.md, SPRINT's three kinds."""
     if kind == "low_confidence":
         return probabilities.gather(-1, tokens[:, None])[:, 0].tolist()
     if kind == "top_k_margin":

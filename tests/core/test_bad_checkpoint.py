@@ -16,8 +16,8 @@ from llada_core.backbone.config import BackboneConfig
 from llada_core.checkpoint.fp8 import SCALE_SUFFIX
 from llada_core.engine import LLaDAUni
 from llada_core.errors import CheckpointError, InputError
+from llada_core.image_tokens import ImageTokens
 from llada_core.options import Sampling
-from llada_core.tokens import ImageTokens
 
 INDEX = "model.safetensors.index.json"
 SHARD = "model-00001-of-00002.safetensors"

@@ -7,9 +7,9 @@ import torch
 
 from llada_core.engine import LLaDAUni, check_size
 from llada_core.errors import InputError
+from llada_core.image_tokens import ImageTokens
 from llada_core.options import Decoding, Guidance, Sampling, Sprint
-from llada_core.residence import OneDevice
-from llada_core.tokens import ImageTokens
+from llada_core.placement import OneDevice
 
 NAN = math.nan
 TOKENS = ImageTokens((torch.zeros(2, 2, dtype=torch.int64),), 256)
@@ -18,9 +18,9 @@ FEW = Sampling(steps=1, thinking_steps=1, thinking_length=8)
 
 
 class NoSeat(OneDevice):
-    """A residence that fails the test as soon as a component is asked for."""
+    """A manager that fails the test as soon as a component is asked for."""
 
-    def seat(self, part, component, working_bytes):
+    def place(self, part, component, working_bytes):
         pytest.fail(f"{part} was loaded before the input was checked")
 
 

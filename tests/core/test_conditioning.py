@@ -1,4 +1,4 @@
-"""decoder/conditioning.py: codes → features."""
+"""decoder/conditioning.py: codes -> features."""
 
 import pickle
 from pathlib import Path

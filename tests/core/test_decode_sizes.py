@@ -5,8 +5,8 @@ import logging
 import torch
 
 from llada_core.engine import LLaDAUni
+from llada_core.image_tokens import ImageTokens
 from llada_core.options import Decoding
-from llada_core.tokens import ImageTokens
 
 
 def test_larger_pictures_than_trained_are_warned_of_once(checkpoint_copy, edit_json, caplog):

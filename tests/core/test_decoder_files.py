@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llada_core.decoder.pixels import (
+from llada_core.decoder.decode import (
     AXES_LENS,
     DECODER_FILES,
     VAE_FILE,

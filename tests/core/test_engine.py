@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from llada_core import prompts
 from llada_core.engine import LLaDAUni
+from llada_core.image_tokens import ImageTokens
 from llada_core.options import Decoding, Guidance, Sampling, Sprint
-from llada_core.residence import OneDevice
-from llada_core.tokens import ImageTokens
+from llada_core.placement import OneDevice
 
 REFERENCES = ImageTokens((torch.arange(12).view(3, 4), torch.arange(4).view(2, 2)), 256)
 FEW = Sampling(steps=3, thinking_steps=3, thinking_length=40)
@@ -103,7 +104,7 @@ def test_thinking_draws_after_its_plan(model):
     drawn = model.generate("a red fox", 64, 96, thinking=True, sampling=FEW)
     job = model._job(FEW, None, 0, None)
     plan, thought = job.think("a red fox", 2, 3)
-    rows, trace = model.vocabulary.after_thinking("a red fox", plan, 2, 3)
+    rows, trace = prompts.after_thinking(model.vocabulary, "a red fox", plan, 2, 3)
     expected, usage = job.draw(rows, 2, 3, Guidance())
     assert result_of(drawn) == [expected.grids[0].tolist()]
     assert drawn.thinking == trace
@@ -113,7 +114,7 @@ def test_thinking_draws_after_its_plan(model):
 def test_a_plan_leaves_room_for_its_image(checkpoint_copy, edit_json):
     """However long the plan may be, the image that follows it still fits the context."""
     model = LLaDAUni(checkpoint_copy)
-    longest = len(model.vocabulary.thinking("fox").conditional)
+    longest = len(prompts.thinking(model.vocabulary, "fox").conditional)
     context = longest + 4 + 64 + 20
     edit_json(checkpoint_copy / "config.json", lambda config: config | {"max_position_embeddings": context})
     drawn = LLaDAUni(checkpoint_copy).generate("fox", 256, 256, thinking=True, sampling=Sampling(1, thinking_steps=1))
@@ -122,7 +123,7 @@ def test_a_plan_leaves_room_for_its_image(checkpoint_copy, edit_json):
 
 def test_an_answer_is_cut_to_the_context(checkpoint_copy, edit_json, caplog):
     model = LLaDAUni(checkpoint_copy)
-    context = len(model.vocabulary.understand("Why?", None).conditional) + 5
+    context = len(prompts.understand(model.vocabulary, "Why?", None).conditional) + 5
     edit_json(checkpoint_copy / "config.json", lambda config: config | {"max_position_embeddings": context})
     with caplog.at_level("INFO"):
         answer = LLaDAUni(checkpoint_copy).answer("Why?", sampling=FEW)
@@ -156,26 +157,26 @@ def test_each_image_of_a_batch_decodes_with_its_own_seed(model):
     assert 0 <= together[0].min() <= together[0].max() <= 1
 
 
-# Residence
+# ComponentManager
 
 
 def test_a_part_loads_when_first_needed_and_again_after_its_release(golden_checkpoint):
-    residence = OneDevice()
-    model = LLaDAUni(golden_checkpoint, residence)
-    assert not residence._seats
+    manager = OneDevice()
+    model = LLaDAUni(golden_checkpoint, manager)
+    assert not manager._placements
     first = result_of(model.generate("fox", 64, 64, sampling=FEW))
-    assert set(residence._seats) == {"backbone"}
-    residence.release("backbone")
-    assert not residence._seats
+    assert set(manager._placements) == {"backbone"}
+    manager.release("backbone")
+    assert not manager._placements
     assert result_of(model.generate("fox", 64, 64, sampling=FEW)) == first
 
 
 def test_precision_of_every_part(golden_checkpoint):
     """float16 is asked of all parts; the VAE, which overflows in it, and the router keep float32."""
-    residence = OneDevice(dtype=torch.float16)
-    model = LLaDAUni(golden_checkpoint, residence)
-    found = {part: model._seat(part) for part in model.components}
-    dtypes = {part: {p.dtype for p in seat.module.parameters()} for part, seat in found.items()}
+    manager = OneDevice(dtype=torch.float16)
+    model = LLaDAUni(golden_checkpoint, manager)
+    found = {part: model._place(part) for part in model.components}
+    dtypes = {part: {p.dtype for p in placement.module.parameters()} for part, placement in found.items()}
     assert dtypes.pop("vae") == {torch.float32}
     assert dtypes.pop("backbone") == {torch.float16, torch.float32}
     assert all(kinds == {torch.float16} for kinds in dtypes.values())

@@ -11,7 +11,7 @@ from llada_core.backbone.experts import Experts, Router, can_group, waits_for_gp
 
 
 def slow_router(x, weight, bias, c) -> list[dict[int, float]]:
-    """Contract section 3, a token at a time in plain numbers: expert -> weight."""
+    """docs/model.md, Backbone, a token at a time in plain numbers: expert -> weight."""
     size = c.num_experts // c.n_group
     chosen = []
     for row in (x.double() @ weight.double().T).sigmoid().tolist():

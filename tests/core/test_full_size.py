@@ -1,4 +1,4 @@
-"""The released sizes on the meta device: every key and shape that contract section 2 lists, and no memory."""
+"""The released sizes on the meta device: every key and shape that docs/model.md, Files lists, and no memory."""
 
 from pathlib import Path
 from types import SimpleNamespace

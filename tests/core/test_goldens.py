@@ -5,11 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
+from llada_core import prompts
+from llada_core.backbone import attention_kernels
 from llada_core.backbone.cache import PrefixCache
 from llada_core.backbone.model import block_causal_mask
+from llada_core.image_tokens import ImageTokens
 from llada_core.options import Decoding, Guidance, Sampling
 from llada_core.sampling.diffusion import Canvas, Task
-from llada_core.tokens import ImageTokens
 
 GENERATED = [
     "text_steps32",
@@ -33,9 +35,8 @@ def test_every_generation_of_the_goldens_is_tested(golden):
 
 @pytest.mark.parametrize("kind", ["sdpa", "eager"])
 def test_backbone_logits(kind, golden_backbone, golden_tensors, monkeypatch):
-    from llada_core.backbone import attention
 
-    monkeypatch.setattr(golden_backbone, "attend", attention.choose(kind))
+    monkeypatch.setattr(golden_backbone, "attend", attention_kernels.choose(kind))
     ids = golden_tensors["backbone.input_ids"]
     n = ids.shape[1]
     cache = PrefixCache(golden_backbone.config, 1, n, "cpu", torch.float32)
@@ -74,20 +75,20 @@ def image_tokens(images: list[dict], vocabulary) -> ImageTokens:
 
 def test_text_to_image_prompt(golden, vocabulary):
     case = golden["prompts"]["t2i"]
-    rows = vocabulary.text_to_image(case["prompt"], case["h"], case["w"])
+    rows = prompts.text_to_image(vocabulary, case["prompt"], case["h"], case["w"])
     assert (rows.conditional, rows.without_text, rows.without_image) == (case["cond"], case["uncond"], None)
 
 
 @pytest.mark.parametrize("key", ["understand", "understand_two"])
 def test_understanding_prompt(key, golden, vocabulary):
     case = golden["prompts"][key]
-    rows = vocabulary.understand(case["question"], image_tokens(case["images"], vocabulary))
+    rows = prompts.understand(vocabulary, case["question"], image_tokens(case["images"], vocabulary))
     assert (rows.conditional, rows.without_text) == (case["cond"], None)
 
 
 def test_edit_prompts(golden, vocabulary):
     case = golden["prompts"]["edit"]
-    rows = vocabulary.edit(case["instruction"], image_tokens(case["images"], vocabulary))
+    rows = prompts.edit(vocabulary, case["instruction"], image_tokens(case["images"], vocabulary))
     assert rows.conditional == case["cond"]
     assert rows.without_text == case["uncond"]
     assert rows.without_image == case["no_image"]
@@ -95,8 +96,8 @@ def test_edit_prompts(golden, vocabulary):
 
 def test_thinking_prompts(golden, vocabulary):
     case = golden["prompts"]["thinking"]
-    assert vocabulary.thinking(case["prompt"]).conditional == case["cond"]
-    rows, _ = vocabulary.after_thinking(case["prompt"], [], case["h"], case["w"])
+    assert prompts.thinking(vocabulary, case["prompt"]).conditional == case["cond"]
+    rows, _ = prompts.after_thinking(vocabulary, case["prompt"], [], case["h"], case["w"])
     assert rows.without_text == case["uncond_phase2"]
 
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from llada_core.options import Guidance
-from llada_core.prompts import Rows
+from llada_core.prompts import Prompts
 from llada_core.sampling.guidance import guided_rows, merge
 from llada_core.sampling.tasks import for_editing
 
 C, U, N = [1], [2], [3]
-DRAW, EDIT, TEXT = Rows(C, U), Rows(C, U, N), Rows(C)
+DRAW, EDIT, TEXT = Prompts(C, U), Prompts(C, U, N), Prompts(C)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from llada_core.checkpoint.fp8 import dequantize, scale_shape
 from llada_core.checkpoint.layout import Layout
 from llada_core.engine import LLaDAUni
 from llada_core.errors import CheckpointError
+from llada_core.image_tokens import ImageTokens
 from llada_core.options import Decoding, Sampling
-from llada_core.tokens import ImageTokens
 
 GRID = ImageTokens((torch.arange(4).view(2, 2),), 256)
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from llada_core.engine import LLaDAUni
+from llada_core.image_tokens import ImageTokens
 from llada_core.options import Decoding, Guidance, Sampling
 from llada_core.progress import Interrupted, Progress, TokenPreview
-from llada_core.tokens import ImageTokens
 
 SAMPLING = Sampling(steps=3, thinking_steps=2, thinking_length=40, threshold=1.0)
 TOKENS = ImageTokens((torch.arange(4).view(2, 2), torch.arange(6).view(2, 3)), 256)
@@ -87,7 +87,7 @@ def test_an_exception_passes_through_and_the_engine_still_works(name, model):
 def test_no_round_runs_between_a_stop_and_the_end(golden_checkpoint):
     """Counted in the network itself: one report before the first round, one after each."""
     engine = LLaDAUni(golden_checkpoint)
-    backbone, calls, reports = engine._seat("backbone").module, [], []
+    backbone, calls, reports = engine._place("backbone").module, [], []
     backbone.register_forward_hook(lambda *_: calls.append(1))
 
     def stop(progress: Progress) -> bool:

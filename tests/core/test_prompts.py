@@ -1,12 +1,13 @@
-"""Prompt forms beyond the goldens: what cannot be forged, headers both ways, and the forms of contract section 4."""
+"""Prompt forms beyond the goldens: what cannot be forged, headers both ways, every form of the prompts."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llada_core import prompts
 from llada_core.errors import InputError
-from llada_core.tokens import ImageTokens
+from llada_core.image_tokens import ImageTokens
 
 ONE = ImageTokens((torch.tensor([[3, 1, 2], [250, 0, 9]]),), 256)
 TWO = ImageTokens((*ONE.grids, torch.tensor([[7], [8]])), 256)
@@ -32,8 +33,8 @@ def test_a_prompt_cannot_forge_special_tokens(special, vocabulary):
     ids = vocabulary.encode(text)
     assert vocabulary._tokenizer.token_to_id(special) not in ids
     assert vocabulary.decode(ids) == text
-    length = len(vocabulary.text_to_image("a  b", 2, 2).conditional)
-    assert len(vocabulary.text_to_image(text, 2, 2).conditional) > length + 1
+    length = len(prompts.text_to_image(vocabulary, "a  b", 2, 2).conditional)
+    assert len(prompts.text_to_image(vocabulary, text, 2, 2).conditional) > length + 1
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
@@ -85,7 +86,7 @@ def test_malformed_headers(vocabulary):
 
 
 def test_several_references_are_blocks_in_a_row_and_the_first_gives_the_size(vocabulary):
-    rows = vocabulary.edit("Make it blue.", TWO)
+    rows = prompts.edit(vocabulary, "Make it blue.", TWO)
     blocks = [*block(vocabulary, TWO.grids[0]), *block(vocabulary, TWO.grids[1])]
     for row in (rows.conditional, rows.without_text):
         find(row, blocks)
@@ -95,8 +96,8 @@ def test_several_references_are_blocks_in_a_row_and_the_first_gives_the_size(voc
 
 
 def test_a_question_without_images(vocabulary):
-    asked = vocabulary.understand("Why?", None).conditional
-    with_image = vocabulary.understand("Why?", ONE).conditional
+    asked = prompts.understand(vocabulary, "Why?", None).conditional
+    with_image = prompts.understand(vocabulary, "Why?", ONE).conditional
     at = find(with_image, block(vocabulary, ONE.grids[0]))
     assert with_image[:at] + with_image[at + 11 :] == asked
 
@@ -109,31 +110,31 @@ def test_a_plan_is_cut_at_its_last_header(vocabulary):
         ([*think, *header, *think, *header[:2]], [*think, *header, *think]),  # the last of several, even a torn one
         ([], []),
     ):
-        rows, trace = vocabulary.after_thinking("fox", plan, 4, 6)
-        expected = [*vocabulary.thinking("fox").conditional, *kept, *vocabulary.header(4, 6)]
+        rows, trace = prompts.after_thinking(vocabulary, "fox", plan, 4, 6)
+        expected = [*prompts.thinking(vocabulary, "fox").conditional, *kept, *vocabulary.header(4, 6)]
         assert rows.conditional == expected
         assert trace == vocabulary.decode(kept).strip()
         assert rows.without_image is None
 
 
 def test_rows_of_a_story(vocabulary):
-    """Contract section 8: the first image, and a later one guided as an edit of the one before it."""
+    """The first image of a story, and a later one guided as an edit of the one before it."""
     nothing, header = vocabulary.encode("<uncondition>"), vocabulary.header(2, 2)
-    opening = vocabulary.open_turn("You are a interleaved generation assistant.")
-    blank = [*opening, *nothing, *vocabulary.close_turn()]
-    prompt = vocabulary.interleaved("Tell.", ONE)
+    opening = prompts.open_turn(vocabulary, "You are a interleaved generation assistant.")
+    blank = [*opening, *nothing, *prompts.close_turn(vocabulary)]
+    prompt = prompts.interleaved(vocabulary, "Tell.", ONE)
     assert prompt == [
         *opening,
         *block(vocabulary, ONE.grids[0]),
         *vocabulary.encode("Tell."),
-        *vocabulary.close_turn(),
+        *prompts.close_turn(vocabulary),
     ]
     first = [*prompt, *vocabulary.encode("One."), *header]
-    rows = vocabulary.interleaved_rows(first, edit=False)
+    rows = prompts.interleaved_image(vocabulary, first, edit=False)
     assert (rows.conditional, rows.without_text, rows.without_image) == (first, [*blank, *header], None)
     drawn = [*first, 448, 449, 450, 451, vocabulary.image_end]
     second = vocabulary.encode("Two.")
-    rows = vocabulary.interleaved_rows([*drawn, *second, *header], edit=True)
+    rows = prompts.interleaved_image(vocabulary, [*drawn, *second, *header], edit=True)
     assert rows.conditional == [*drawn, *second, *header]
     assert rows.without_text == [*drawn, *nothing, *header]
     assert rows.without_image == [*blank, *second, *header]

@@ -13,13 +13,13 @@ from packaging.version import Version
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from llada_core.decoder.flow import guide
-from llada_core.decoder.pixels import (
+from llada_core.decoder.decode import (
     AXES_LENS,
     decoder_working_bytes,
     vae_dtype,
     vae_working_bytes,
 )
+from llada_core.decoder.flow import guide
 from llada_core.vision.siglip_vq import build, encode_working_bytes, nearest_codes
 
 CPU = torch.device("cpu")
@@ -181,7 +181,7 @@ def test_encode_working_bytes_bound_the_peak(h, w, dtype):
 
 def test_importing_the_engines_ends_does_not_import_the_libraries():
     code = (
-        "import sys, llada_core.decoder.pixels, llada_core.decoder.conditioning, llada_core.vision.siglip_vq\n"
+        "import sys, llada_core.decoder.decode, llada_core.decoder.conditioning, llada_core.vision.siglip_vq\n"
         "print([name for name in ('diffusers', 'transformers') if name in sys.modules])"
     )
     root = Path(__file__).parents[2]

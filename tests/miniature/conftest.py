@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from miniature.export import export
-from miniature.sizes import Schedule
-from miniature.stage import Budget, run
-from miniature.train import STAGES, make
+from dev.miniature.export import export
+from dev.miniature.sizes import Schedule
+from dev.miniature.stage import Budget, run
+from dev.miniature.train import STAGES, make
 
 CPU = torch.device("cpu")
 SCHEDULES = {

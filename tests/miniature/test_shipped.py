@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.quality import Quality
-from harness.scenes import FIRST, SECOND
+from dev.hosts.scenes import FIRST, SECOND
+from dev.miniature.sizes import BACKBONE, PREPROCESSOR
 from llada_core.engine import LLaDAUni
 from llada_core.options import Sprint
-from miniature.sizes import BACKBONE, PREPROCESSOR
 
 SHIPPED = Path(__file__).parents[2] / "checkpoints" / "miniature"
 

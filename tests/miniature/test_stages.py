@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
+from dev.miniature import backbone, decoder, tokenizer, vision
+from dev.miniature.backbone import LENGTH
+from dev.miniature.examples import SHARES, drill, example
+from dev.miniature.packing import FIXED, TARGET, Sequence, Turn, lay_out, rows_of, sequence, visible
+from dev.miniature.sizes import BLOCK, PREPROCESSOR
+from dev.miniature.stage import Budget, make_optimizer, run, take_step
+from dev.miniature.train import STAGES
+from dev.miniature.world import GRIDS, render, sample_scene, view
 from llada_core.options import Sampling
 from llada_core.sampling.diffusion import Canvas
 from llada_core.vision.preprocess import Normalisation, PixelBudgets, prepare
-from miniature import backbone, decoder, tokenizer, vision
-from miniature.backbone import LENGTH
-from miniature.examples import SHARES, drill, example
-from miniature.packing import FIXED, TARGET, Sequence, Turn, lay_out, rows_of, sequence, visible
-from miniature.sizes import BLOCK, PREPROCESSOR
-from miniature.stage import Budget, make_optimizer, run, take_step
-from miniature.train import STAGES
-from miniature.world import GRIDS, render, sample_scene, view
 
 CPU = torch.device("cpu")
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import ImageFilter
 
-from miniature.checker import changed_places, look, preserved
-from miniature.examples import DRILL, EDITS, PAIRED, SHARES, drill, edit, example
-from miniature.texts import NUMBERS, QUESTIONS, caption, description, plan, question, read_scene, same_answer
-from miniature.tokenizer import SPECIAL, build, vocabulary
-from miniature.world import GRIDS, Scene, Thing, held_out, render, sample_scene, view
+from dev.miniature.checker import changed_places, look, preserved
+from dev.miniature.examples import DRILL, EDITS, PAIRED, SHARES, drill, edit, example
+from dev.miniature.texts import NUMBERS, QUESTIONS, caption, description, plan, question, read_scene, same_answer
+from dev.miniature.tokenizer import SPECIAL, build, vocabulary
+from dev.miniature.world import GRIDS, Scene, Thing, held_out, render, sample_scene, view
 
 
 def scenes(count: int, split: str | None = None) -> list[Scene]:

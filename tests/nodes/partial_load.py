@@ -50,11 +50,11 @@ def away(patcher) -> list[torch.nn.Module]:
     return [m for m in patcher.model.modules() if getattr(m, "comfy_cast_weights", False)]
 
 
-residence = host.HostResidence("auto")
-model = engine.LLaDAUni(Path(CHECKPOINT), residence)
+manager = host.HostComponentManager("auto")
+model = engine.LLaDAUni(Path(CHECKPOINT), manager)
 whole = work(model)
-there = [casting.all_there(p.model, p.load_device) for p, _ in residence._patchers.values()]
-patchers = {part: patcher for part, (patcher, _) in residence._patchers.items()}
+there = [casting.fully_resident(p.model, p.load_device) for p, _ in manager._patchers.values()]
+patchers = {part: patcher for part, (patcher, _) in manager._patchers.items()}
 report = {"parts": sorted(patchers), "loaded": len(management.current_loaded_models), "there when whole": there}
 
 management.unload_all_models()
@@ -64,16 +64,16 @@ for patcher in patchers.values():
     patcher.detach()
     patcher.partially_load(patcher.load_device, extra_memory=patcher.model_size() // 3)
 report["away"] = {part: len(away(patcher)) for part, patcher in patchers.items()}
-report["there in part"] = [casting.all_there(p.model, p.load_device) for p in patchers.values()]
+report["there in part"] = [casting.fully_resident(p.model, p.load_device) for p in patchers.values()]
 report["away that cannot be brought"] = sum(
-    not isinstance(m, tuple(casting._ADOPTED.values())) for p in patchers.values() for m in away(p)
+    not isinstance(m, tuple(casting._CASTABLE_CLASSES.values())) for p in patchers.values() for m in away(p)
 )
 # The host must not load the rest while the parts work.
 management.load_models_gpu = lambda *arguments, **named: None
 said: list[str] = []
 listener = logging.Handler()
 listener.emit = lambda record: said.append(record.getMessage())
-watched = logging.getLogger(f"{PACK}.nodes.host.residence")
+watched = logging.getLogger(f"{PACK}.nodes.host.manager")
 watched.setLevel(logging.INFO)
 watched.addHandler(listener)
 partial = work(model)
@@ -81,7 +81,7 @@ report["said in part"] = said
 report["equal"] = [torch.equal(a, b) for a, b in zip(whole, partial, strict=True)]
 
 alive = [weakref.ref(patcher.model) for patcher in patchers.values()]
-del model, residence, patchers, patcher
+del model, manager, patchers, patcher
 management.current_loaded_models.clear()
 gc.collect()
 report["alive after the model is dropped"] = sum(ref() is not None for ref in alive)

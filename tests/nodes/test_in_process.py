@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness.setup import CHECKPOINT_NAME
+from dev.hosts.base_folder import CHECKPOINT_NAME
 
 # Id -> inputs in order, optional ones in brackets: promises to every shared workflow (architecture, the nodes).
 NODES = {

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.server import find_python
+from dev.hosts.server import find_python
 
 
 @pytest.fixture(scope="module")
 def report(comfyui, golden_checkpoint) -> dict:
     """What partial_load.py found."""
-    launch = Path(__file__).parents[2] / "harness" / "launch.py"
+    launch = Path(__file__).parents[2] / "dev" / "hosts" / "launch.py"
     script = Path(__file__).with_name("partial_load.py")
     command = [find_python(comfyui), str(launch), str(script), str(comfyui), str(golden_checkpoint), "--cpu"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=comfyui, timeout=300)

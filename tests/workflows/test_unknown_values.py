@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from harness.setup import GRAPHS, for_tiny
+from dev.hosts.base_folder import GRAPHS, for_tiny
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_token_file_that_is_not_here(in_process_host):
 
 
 def test_on_a_real_comfyui_the_run_is_refused_with_the_name(comfy_server):
-    from harness.server import Rejected
+    from dev.hosts.server import Rejected
 
     graph = json.loads((GRAPHS / "text-to-image.json").read_text())
     try:

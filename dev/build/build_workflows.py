@@ -1,0 +1,350 @@
+"""Writes the shipped workflows: graph, API form and thumbnail of each, and the pictures of the help pages.
+
+Each workflow is said once, below. Usage, after any change here or to a schema:
+
+    python -m dev.build.build_workflows
+
+The thumbnails show what the miniature makes of each, which takes a minute.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from dev.hosts.in_process import InProcessHost
+
+from .graph_forms import Box, Column, Workflow, note
+from .pictures import draw_help, draw_thumbnail
+from .schemas import ROOT, everything
+from .showcase import pictures_of, run
+
+OUT = ROOT / "workflows"
+CHECKPOINT = "LLaDA2.0-Uni"
+ADDRESS = "https://huggingface.co/inclusionAI/LLaDA2.0-Uni"
+BLUE, GREEN, PURPLE, GREY = "#3f789e", "#8A8", "#88A", "#777"
+
+FOX = "A red fox asleep on a mossy stone wall at dawn, low mist over the fields behind it, soft side light, photograph"
+RIDDLE = (
+    "The national bird of New Zealand shaking hands with the animal on the flag of Wales, children's book illustration"
+)
+POSTER = 'A poster of a lighthouse in a storm, with the words "KEEP THE LIGHT" in large white letters'
+STREET = "A narrow street in an old harbour town after rain, lanterns, wet cobblestones, evening, oil painting"
+STORY = (
+    "Tell a short story, in words and pictures, about a small robot that finds a seed and grows a garden on the moon."
+)
+
+
+def loader() -> Box:
+    """Load LLaDA-Uni."""
+    return Box("LLaDAUniLoader", {"checkpoint": CHECKPOINT})
+
+
+def start(model: Box, text: str, *more: Box) -> Column:
+    """The first column: what to read, and the checkpoint."""
+    where = f"**Checkpoint:** put its folder under models/llada_uni and choose it here. [Download]({ADDRESS})"
+    return Column([note("What this does", f"{text}\n\n{where}"), model, *more], "Start here", GREY)
+
+
+def text_to_image() -> list[Column]:
+    """A prompt to a picture."""
+    model = loader()
+    sample = Box("LLaDAUniSample", {"model": model, "prompt": FOX})
+    decode = Box("LLaDAUniDecode", {"model": model, "tokens": sample}, after="randomize")
+    save = Box("SaveImage", {"images": decode, "filename_prefix": "llada-uni/picture"})
+    text = (
+        "Draws a picture from a prompt, in two parts.\n\n"
+        "**Sample** writes the picture as tokens. Change the prompt and the size here.\n\n"
+        "**Decode** turns tokens into pixels. Its seed changes after each run, so queueing again draws other details "
+        "of the same picture, and only Decode runs."
+    )
+    return [
+        start(model, text),
+        Column([sample], "What to draw", GREEN),
+        Column([decode], "Tokens to pixels", PURPLE),
+        Column([save], "Result", BLUE),
+    ]
+
+
+def thinking_text_to_image() -> list[Column]:
+    """A plan in words first, then the picture."""
+    model = loader()
+    options = Box("LLaDAUniSampling")
+    sample = Box("LLaDAUniSample", {"model": model, "prompt": RIDDLE, "thinking": True, "sampling": options})
+    decode = Box("LLaDAUniDecode", {"model": model, "tokens": sample}, after="randomize")
+    save = Box("SaveImage", {"images": decode, "filename_prefix": "llada-uni/thinking"})
+    plan = Box("PreviewAny", {"source": (sample, "thinking")}, title="The plan")
+    text = (
+        "With **thinking** on, the model first works out in words what the picture has to show. It takes longer and "
+        "helps with prompts that need knowledge.\n\n"
+        "**thinking_length** in Sampling Options limits the plan, **thinking_steps** the rounds for each block of it."
+    )
+    return [
+        start(model, text, options),
+        Column([sample], "What to draw", GREEN),
+        Column([decode, plan], "Tokens to pixels, and the plan", PURPLE),
+        Column([save], "Result", BLUE),
+    ]
+
+
+def edit() -> list[Column]:
+    """A picture and an instruction to a changed picture."""
+    model = loader()
+    picture = Box("LoadImage", {"image": "example.png"})
+    encode = Box("LLaDAUniEncode", {"model": model, "image": picture})
+    prompt = "Turn it into a watercolour painting of an autumn day, keep the figure as it is"
+    sample = Box("LLaDAUniSample", {"model": model, "prompt": prompt, "guidance": 4.0, "references": encode})
+    decode = Box("LLaDAUniDecode", {"model": model, "tokens": sample}, after="randomize")
+    save = Box("SaveImage", {"images": decode, "filename_prefix": "llada-uni/edit"})
+    text = (
+        "Changes a picture as the prompt says.\n\n"
+        "The result has the shape of the picture at about 1024x1024 pixels. Sample's own width and height are not "
+        "used.\n\n"
+        "Guidance 4 is right for edits. If too little changes, raise it."
+    )
+    return [
+        start(model, text),
+        Column([picture], "Picture to change", PURPLE),
+        Column([encode], "To tokens", PURPLE),
+        Column([sample], "What to change", GREEN),
+        Column([decode], "Tokens to pixels", PURPLE),
+        Column([save], "Result", BLUE),
+    ]
+
+
+def edit_two_references() -> list[Column]:
+    """Two pictures and an instruction that uses both."""
+    model = loader()
+    pictures = [Box("LoadImage", {"image": "example.png"}, title=f"{which} picture") for which in ("First", "Second")]
+    encodes = [Box("LLaDAUniEncode", {"model": model, "image": picture}) for picture in pictures]
+    join = Box("LLaDAUniJoinTokens", {"tokens_1": encodes[0], "tokens_2": encodes[1]})
+    options = Box("LLaDAUniSampling")
+    prompt = "Put the figure of the first picture into the scene of the second picture"
+    inputs = {"model": model, "prompt": prompt, "guidance": 4.0, "references": join, "sampling": options}
+    sample = Box("LLaDAUniSample", inputs)
+    decode = Box("LLaDAUniDecode", {"model": model, "tokens": sample}, after="randomize")
+    save = Box("SaveImage", {"images": decode, "filename_prefix": "llada-uni/edit-two"})
+    text = (
+        "Makes a picture from two others. **Choose two different pictures**; both start as the example.\n\n"
+        "Join puts them in a row, up to four. The first gives the result its shape. In the prompt call them the first "
+        "and the second picture.\n\n"
+        "**image_guidance** in Sampling Options above 0 holds on to the pictures more closely, at half as much work "
+        "again."
+    )
+    return [
+        start(model, text),
+        Column(pictures, "Pictures", PURPLE),
+        Column(encodes, "To tokens", PURPLE),
+        Column([join, options], "In a row", GREY),
+        Column([sample], "What to make of them", GREEN),
+        Column([decode], "Tokens to pixels", PURPLE),
+        Column([save], "Result", BLUE),
+    ]
+
+
+def image_qa() -> list[Column]:
+    """A question about a picture."""
+    model = loader()
+    picture = Box("LoadImage", {"image": "example.png"})
+    question = "Describe this picture. What is in the foreground, and what is behind it?"
+    ask = Box("LLaDAUniImageQA", {"model": model, "question": question, "image": picture})
+    answer = Box("PreviewAny", {"source": ask}, title="Answer", height=400)
+    text = (
+        "Answers a question about a picture.\n\n"
+        "Without a picture it answers from knowledge alone. A batch of pictures is looked at together; switch on "
+        "**one_by_one** for an answer about each.\n\n"
+        "This needs no decoder: a checkpoint without those folders is enough."
+    )
+    return [
+        start(model, text),
+        Column([picture], "Picture", PURPLE),
+        Column([ask], "Question", GREEN),
+        Column([answer], "Answer", BLUE),
+    ]
+
+
+def sprint_side_by_side() -> list[Column]:
+    """The same prompt plainly and with SPRINT."""
+    model = loader()
+    options = Box("LLaDAUniSprint")
+    plain = Box("LLaDAUniSample", {"model": model, "prompt": POSTER}, title="Sample, plain")
+    fast = Box("LLaDAUniSample", {"model": model, "prompt": POSTER, "sprint": options}, title="Sample, with SPRINT")
+    decodes = [Box("LLaDAUniDecode", {"model": model, "tokens": tokens}) for tokens in (plain, fast)]
+    saves = [
+        Box("SaveImage", {"images": decode, "filename_prefix": f"llada-uni/{name}"}, title=title)
+        for decode, name, title in zip(decodes, ("plain", "sprint"), ("Plain", "With SPRINT"), strict=True)
+    ]
+    text = (
+        "Draws one prompt twice, to see what SPRINT costs: plainly above, with SPRINT below.\n\n"
+        "SPRINT hides the less useful part of what is already there and takes every token the model is sure of, so it "
+        "needs fewer rounds. Small text in pictures suffers most.\n\n"
+        "**Change the prompt in both** Sample nodes. Both Decode nodes have the same seed."
+    )
+    return [
+        start(model, text, options),
+        Column([plain, fast], "The same prompt twice", GREEN),
+        Column(decodes, "Tokens to pixels", PURPLE),
+        Column(saves, "Compare", BLUE),
+    ]
+
+
+def turbo_and_normal() -> list[Column]:
+    """One set of tokens decoded both ways."""
+    model = loader()
+    sample = Box("LLaDAUniSample", {"model": model, "prompt": STREET})
+    keep = Box("LLaDAUniSaveTokens", {"tokens": sample, "filename_prefix": "llada-uni/street"})
+    decodes = [
+        Box("LLaDAUniDecode", {"model": model, "tokens": sample, "turbo": turbo}, title=title)
+        for turbo, title in ((True, "Decode, turbo"), (False, "Decode, normal"))
+    ]
+    saves = [
+        Box("SaveImage", {"images": decode, "filename_prefix": f"llada-uni/{name}"}, title=name.capitalize())
+        for decode, name in zip(decodes, ("turbo", "normal"), strict=True)
+    ]
+    text = (
+        "Decodes one set of tokens with both decoders: turbo above, normal below.\n\n"
+        "Turbo takes 8 rounds, normal 49 double ones, over ten times as long. The composition is the tokens' and "
+        "so the same; compare fine detail.\n\n"
+        "The tokens are also saved, a few kB. Load Image Tokens brings them back without sampling again."
+    )
+    return [
+        start(model, text),
+        Column([sample], "What to draw", GREEN),
+        Column([*decodes, keep], "Tokens to pixels, and to a file", PURPLE),
+        Column(saves, "Compare", BLUE),
+    ]
+
+
+def story() -> list[Column]:
+    """Text and pictures in turn."""
+    model = loader()
+    tell = Box("LLaDAUniInterleave", {"model": model, "instruction": STORY})
+    decode = Box("LLaDAUniDecode", {"model": model, "tokens": tell}, after="randomize")
+    words = Box("PreviewAny", {"source": (tell, "text")}, title="The story", height=440)
+    show = Box("PreviewImage", {"images": decode}, title="Its pictures")
+    save = Box("SaveImage", {"images": decode, "filename_prefix": "llada-uni/story"})
+    text = (
+        "Writes a story with pictures. Text and images take turns until the model ends it or **max_images** are "
+        "drawn.\n\n"
+        "The text marks the place of each picture: [image 1], [image 2] and so on, in the order of the saved files.\n\n"
+        "The model chooses the size of each picture itself."
+    )
+    return [
+        start(model, text),
+        Column([tell], "What to tell", GREEN),
+        Column([decode, words], "Text, and tokens to pixels", PURPLE),
+        Column([show, save], "Pictures in order", BLUE),
+    ]
+
+
+def miniature() -> list[Column]:
+    """Draw, edit and ask with the checkpoint that comes with the pack."""
+    model = Box("LLaDAUniLoader", {"checkpoint": "miniature"})
+    size = {"width": 256, "height": 256}
+    prompt = "a large blue star above a small red diamond on a black background"
+    sample = Box("LLaDAUniSample", {"model": model, "prompt": prompt, **size}, title="Sample: draw")
+    change = {"model": model, "prompt": "make the blue star yellow", "guidance": 4.0, "references": sample, **size}
+    edit = Box("LLaDAUniSample", change, title="Sample: edit")
+    decodes = [Box("LLaDAUniDecode", {"model": model, "tokens": tokens}) for tokens in (sample, edit)]
+    question = "Describe the picture."
+    ask = Box("LLaDAUniImageQA", {"model": model, "question": question, "image": decodes[1]})
+    saves = [
+        Box("SaveImage", {"images": decode, "filename_prefix": f"llada-uni/miniature-{name}"}, title=name.capitalize())
+        for decode, name in zip(decodes, ("drawn", "edited"), strict=True)
+    ]
+    answer = Box("PreviewAny", {"source": ask}, title="Answer")
+    text = (
+        "**Nothing to download:** the miniature comes with the pack and takes seconds on any machine. Queue this.\n\n"
+        "It draws a picture, edits its tokens without decoding them in between, and asks about the result.\n\n"
+        "It knows one small world: one to three objects (circle, square, triangle, diamond, star), large or small, in "
+        "eight colours, left, right, above, below or in the centre, on a plain background; 256x256, or 256 wide and "
+        "192 high. Ask for a cat and you get shapes. The other templates are for the released checkpoint."
+    )
+    return [
+        Column([note("What this does", text), model], "Start here", GREY),
+        Column([sample, edit], "Draw, then change", GREEN),
+        Column(decodes, "Tokens to pixels", PURPLE),
+        Column([ask], "Ask", GREEN),
+        Column([*saves, answer], "Results", BLUE),
+    ]
+
+
+WORKFLOWS = {
+    "miniature": miniature,
+    "text-to-image": text_to_image,
+    "thinking-text-to-image": thinking_text_to_image,
+    "edit": edit,
+    "edit-two-references": edit_two_references,
+    "image-qa": image_qa,
+    "sprint-side-by-side": sprint_side_by_side,
+    "turbo-and-normal": turbo_and_normal,
+    "story": story,
+}
+
+
+# Node -> the workflow its help page shows it in; None: the small one below.
+HELP = {
+    "LLaDAUniLoader": "text-to-image",
+    "LLaDAUniEncode": "edit",
+    "LLaDAUniSample": "text-to-image",
+    "LLaDAUniSampling": "thinking-text-to-image",
+    "LLaDAUniSprint": "sprint-side-by-side",
+    "LLaDAUniDecode": "text-to-image",
+    "LLaDAUniImageQA": "image-qa",
+    "LLaDAUniInterleave": "story",
+    "LLaDAUniJoinTokens": "edit-two-references",
+    "LLaDAUniSaveTokens": "turbo-and-normal",
+    "LLaDAUniLoadTokens": None,
+}
+
+
+def saved_tokens() -> list[Column]:
+    """Tokens from a file to a picture: drawn for a help page, not shipped, as no machine has the file."""
+    model, tokens = loader(), Box("LLaDAUniLoadTokens", {"file": "tokens/llada_00001_.safetensors"})
+    decode = Box("LLaDAUniDecode", {"model": model, "tokens": tokens})
+    return [Column([model, tokens]), Column([decode]), Column([Box("SaveImage", {"images": decode})])]
+
+
+def build() -> dict[str, Workflow]:
+    """Every shipped workflow, by name."""
+    schemas = everything()
+    return {name: Workflow(name, columns(), schemas) for name, columns in WORKFLOWS.items()}
+
+
+def files(workflows: dict[str, Workflow]) -> dict[Path, str]:
+    """The text of every file to write, by path."""
+    found = {}
+    for name, workflow in workflows.items():
+        for path, data in ((OUT / f"{name}.json", workflow.graph()), (OUT / "api" / f"{name}.json", workflow.api())):
+            found[path] = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    return found
+
+
+def help_pictures(workflows: dict[str, Workflow]) -> dict[Path, Image.Image]:
+    """The picture of each node's help page, by path."""
+    found = {}
+    for kind, name in HELP.items():
+        shown = workflows[name] if name else Workflow("saved-tokens", saved_tokens(), everything())
+        found[ROOT / "web" / "docs" / f"{kind}.png"] = draw_help(shown, kind)
+    return found
+
+
+def main() -> None:
+    """Write everything."""
+    workflows = build()
+    for path, text in files(workflows).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    with tempfile.TemporaryDirectory() as base:
+        host = InProcessHost(Path(base))
+        for name, workflow in workflows.items():
+            shown = pictures_of(workflow, run(host, name, workflow.api())[1])
+            draw_thumbnail(workflow, shown).save(OUT / f"{name}.jpg", quality=88, optimize=True)
+    for path, picture in help_pictures(workflows).items():
+        picture.save(path, optimize=True)
+    print(f"{len(workflows)} workflows and {len(HELP)} help pictures written")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""A base folder as a host wants it: models, input and output, with the tiny checkpoint and two pictures to edit."""
+
+import copy
+import shutil
+from pathlib import Path
+
+from dev.miniature.world import render
+
+from .scenes import PICTURES
+
+ROOT = Path(__file__).resolve().parents[2]
+CHECKPOINT = ROOT / "tests" / "goldens" / "alpha" / "checkpoint"  # random weights, odd sizes: for exact tests
+CHECKPOINT_NAME = "tiny"
+GRAPHS = ROOT / "workflows" / "api"
+# Sampling Options with short texts: random weights never end one.
+SHORT = {
+    "block_length": 32,
+    "threshold": 0.95,
+    "temperature": 0.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "guidance_rescale": 0.7,
+    "image_guidance": 0.0,
+    "thinking_steps": 32,
+    "thinking_length": 64,
+}
+
+
+def make_base(base: Path) -> Path:
+    """Fill a folder with all a host needs to run the shipped graphs; returns it, absolute."""
+    base = base.resolve()
+    for name in ("models", "input", "output", "temp", "custom_nodes", "user"):
+        (base / name).mkdir(parents=True, exist_ok=True)
+    target = base / "models" / "llada_uni" / CHECKPOINT_NAME
+    if not target.exists():
+        shutil.copytree(CHECKPOINT, target)
+    for name, scene in PICTURES.items():
+        render(scene).save(base / "input" / name)
+    return base
+
+
+def for_tiny(graph: dict, side: int = 128) -> dict:
+    """A shipped API graph with the tiny checkpoint and small pictures, so that a CPU is done with it in seconds.
+
+    Args:
+        graph: node id -> {"class_type", "inputs"}.
+        side: pixels of drawn pictures each way; references shrink to a quarter of that area.
+    """
+    graph = copy.deepcopy(graph)
+    for node in list(graph.values()):
+        inputs = node["inputs"]
+        match node["class_type"]:
+            case "LLaDAUniLoader":
+                inputs["checkpoint"] = CHECKPOINT_NAME
+            case "LLaDAUniSample":
+                inputs |= {"width": side, "height": side}
+            case "LLaDAUniEncode":
+                inputs["pixels"] = side * side // 4
+            case "LLaDAUniSampling":
+                inputs["thinking_length"] = SHORT["thinking_length"]
+            case "LLaDAUniInterleave":
+                inputs.setdefault("sampling", ["short", 0])
+                graph["short"] = {"class_type": "LLaDAUniSampling", "inputs": dict(SHORT)}
+            case "LLaDAUniImageQA":
+                inputs["max_new_tokens"] = 64
+    return graph

@@ -1,0 +1,95 @@
+"""The shipped graphs for the miniature: prompts, pictures and sizes of its own world, and what has to come out."""
+
+import copy
+from dataclasses import replace
+
+from dev.miniature.texts import description, name
+from dev.miniature.world import Scene, Thing
+
+CHECKPOINT = "miniature"  # as the loader lists it; it comes with the pack
+SIDE = 256  # pixels of its pictures each way
+
+FIRST = Scene(
+    (Thing("circle", "black", "large", "left"), Thing("square", "orange", "small", "right")), "purple", (6, 8)
+)
+SECOND = Scene((Thing("star", "yellow", "small", "above"),), "green")
+PICTURES = {"example.png": FIRST, "example-2.png": SECOND}  # in the host's input folder
+
+_PAIR = Scene((Thing("star", "blue", "large", "above"), Thing("diamond", "red", "small", "below")), "black")
+_EDITED = _PAIR.with_things((replace(_PAIR.things[0], colour="yellow"), _PAIR.things[1]))
+_TRIO = Scene(
+    (
+        Thing("square", "green", "small", "left"),
+        Thing("triangle", "purple", "large", "right"),
+        Thing("star", "orange", "small", "below"),
+    ),
+    "white",
+)
+_HERO = Thing("diamond", "purple", "large", "left")
+_CIRCLE, _SQUARE = FIRST.things
+
+
+def _drawn(scene: Scene) -> str:
+    first, second = scene.things
+    return f"a {name(first)} above a {name(second)} on a {scene.background} background"
+
+
+# Workflow -> what it asks.
+PROMPTS = {
+    "text-to-image": _drawn(_PAIR),
+    "thinking-text-to-image": "a small green square on the left, a large purple triangle on the right and a small "
+    "orange star at the bottom",
+    "edit": "make the circle yellow",
+    "edit-two-references": "put the star of the second image into the first",
+    "image-qa": "Describe the picture.",
+    "sprint-side-by-side": _drawn(_PAIR),
+    "turbo-and-normal": _drawn(_PAIR),
+    "story": "Tell a story: a large purple diamond on the left on a white background moves to the centre and then to "
+    "the right.",
+}
+# Workflow -> what its saved pictures show, in their order.
+SHOWN = {
+    "text-to-image": [_PAIR],
+    "thinking-text-to-image": [_TRIO],
+    "edit": [FIRST.with_things((replace(_CIRCLE, colour="yellow"), _SQUARE))],
+    "edit-two-references": [FIRST.with_things((*FIRST.things, *SECOND.things))],
+    "image-qa": [],
+    "sprint-side-by-side": [_PAIR, _PAIR],
+    "turbo-and-normal": [_PAIR, _PAIR],
+    "miniature": [_PAIR, _EDITED],
+    "story": [Scene((replace(_HERO, place=place),), "white") for place in ("left", "centre", "right")],
+}
+# Workflow -> what its text outputs say.
+SAID = {
+    "thinking-text-to-image": "one square, green, small, left; one triangle, purple, large, right; one star, orange, "
+    "small, below; white background",
+    "image-qa": description(FIRST),
+    "miniature": description(_EDITED),
+    "story": "First, the diamond is on the left.\n\n[image 1]\n\nThen, the diamond is in the centre.\n\n[image 2]\n\n"
+    "At last, the diamond is on the right.\n\n[image 3]\n\nThe end.",
+}
+_ASKED = {"LLaDAUniSample": "prompt", "LLaDAUniInterleave": "instruction", "LLaDAUniImageQA": "question"}
+
+
+def for_miniature(workflow: str, graph: dict) -> dict:
+    """A shipped API graph that asks the miniature for what it knows.
+
+    Args:
+        workflow: the graph's name.
+        graph: node id -> {"class_type", "inputs"}.
+    """
+    graph = copy.deepcopy(graph)
+    if workflow not in PROMPTS:  # made for it
+        return graph
+    pictures = iter(PICTURES)
+    for node in graph.values():
+        kind, inputs = node["class_type"], node["inputs"]
+        if kind == "LLaDAUniLoader":
+            inputs["checkpoint"] = CHECKPOINT
+        elif kind == "LoadImage":
+            inputs["image"] = next(pictures)
+        elif kind == "LLaDAUniSample":
+            inputs |= {"width": SIDE, "height": SIDE}
+        if kind in _ASKED:
+            inputs[_ASKED[kind]] = PROMPTS[workflow]
+    return graph

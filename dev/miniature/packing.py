@@ -1,0 +1,247 @@
+"""Examples -> token sequences -> rows that train every block of them at once.
+
+A sequence is what the engine would hold at the end of a task: the prompt, in the engine's own words, and what follows.
+Its turns are the parts that the engine fills in, a text or an image body each. In a row stand the clean sequence and,
+for each turn and each block that it touches, a copy of that block with some of the turn masked:
+
+    clean 0 | clean 1 | clean 2 | block 1 of turn 0 | block 2 of turn 0 | block 2 of turn 1 | … | the next sequence
+
+A clean position sees the clean ones of its own and of earlier blocks; a copy sees itself and the clean ones of earlier
+blocks. That is what the engine computes when it fills that block with its exact cache.
+"""
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from llada_core import prompts
+from llada_core.image_tokens import ImageTokens
+from llada_core.prompts import Prompts
+from llada_core.vocabulary import Vocabulary
+
+from .examples import Example
+from .sizes import BLOCK
+from .texts import plan
+from .world import GRIDS
+
+NOT_CLEAN = 1  # group of the first copy; clean positions have group 0
+FIXED, TARGET, TAIL = 0, 1, 2  # role of a position of a copy: known, to be learnt, behind the end of an image
+_UNGUIDED = 0.1  # of the drawings and edits lose their text, for guidance
+_BLIND = 0.04  # of the edits lose their pictures
+_ANSWER = 16.0  # what all tokens of an answer weigh in the loss; any other token weighs 1
+_SHIFTED = 0.05  # of the rest start in the middle of a block, as the longer row of a guided pair makes it
+
+
+@dataclass(frozen=True)
+class Turn:
+    """ids[start:end] of a sequence is to be filled in.
+
+    Attributes:
+        start, end: of the turn.
+        image: whether it is an image body.
+        weight: of each of its tokens in the loss.
+    """
+
+    start: int
+    end: int
+    image: bool
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """Token ids, what of them is learnt, and how many padding positions stand before the first in its first block."""
+
+    ids: list[int]
+    turns: list[Turn]
+    pad: int = 0
+
+
+def sequence(made: Example, codes: list[torch.Tensor], words: Vocabulary, rng: random.Random) -> Sequence:
+    """An example as tokens; some lose their text or pictures, so that guidance has something to compare with.
+
+    Args:
+        made: the example.
+        codes: int [h, w] for each of its scenes.
+        words: the vocabulary.
+        rng: of the choice.
+    """
+    bodies = [(grid.flatten().long() + words.image_offset).tolist() for grid in codes]
+    shown = codes[: len(made.references)]
+    shown = ImageTokens(tuple(grid.long() for grid in shown), words.codebook_size) if shown else None
+    if made.task == "understand":
+        answer = [*words.encode(made.frames[0][0]), words.end]
+        # The one token that tells would drown among the hundreds of a drawing.
+        weight = max(1.0, _ANSWER / len(answer))
+        return _after(
+            prompts.understand(words, made.instruction, shown).conditional, answer, False, _pad(rng, False), weight
+        )
+    if made.task == "story":
+        return _story(made, codes, bodies, words, rng)
+    size = tuple(codes[-1].shape)
+    if made.task == "think":
+        trace = words.encode(plan(made.scenes[-1]))
+        if rng.random() < 0.4:
+            # The picture's size is the caller's choice; the trace announces the usual one.
+            return _after(prompts.thinking(words, made.instruction).conditional, trace + words.header(*GRIDS[0]), False)
+        rows, _ = prompts.after_thinking(words, made.instruction, trace, *size)
+    elif made.task == "edit":
+        rows = prompts.edit(words, made.instruction, shown)
+    else:
+        rows = prompts.text_to_image(words, made.instruction, *size)
+    prompt, changed = _guided(rows, rng)
+    return _after(prompt, bodies[-1], True, _pad(rng, changed))
+
+
+def _after(prompt: list[int], answer: list[int], image: bool, pad: int = 0, weight: float = 1.0) -> Sequence:
+    return Sequence(prompt + answer, [Turn(len(prompt), len(prompt) + len(answer), image, weight)], pad)
+
+
+def _guided(rows: Prompts, rng: random.Random) -> tuple[list[int], bool]:
+    chance = rng.random()
+    if rows.without_text is not None and chance < _UNGUIDED:
+        return rows.without_text, True
+    if rows.without_image is not None and chance < _UNGUIDED + _BLIND:
+        return rows.without_image, True
+    return rows.conditional, False
+
+
+def _pad(rng: random.Random, always: bool) -> int:
+    return rng.randrange(BLOCK) if always or rng.random() < _SHIFTED else 0
+
+
+def _story(made: Example, codes, bodies, words: Vocabulary, rng: random.Random) -> Sequence:
+    ids = prompts.interleaved(words, made.instruction, None)
+    turns, drop = [], rng.randrange(len(bodies)) if rng.random() < _UNGUIDED else None
+    for index, (text, scene) in enumerate(made.frames):
+        start = len(ids)
+        ids = ids + words.encode(text) + ([words.end] if scene is None else words.header(*codes[index].shape))
+        turns.append(Turn(start, len(ids), False))
+        if scene is None:
+            break
+        if index == drop:
+            rows = prompts.interleaved_image(words, ids, edit=index > 0)
+            blind = index > 0 and rng.random() < 0.3
+            prompt = rows.without_image if blind else rows.without_text
+            return _after(prompt, bodies[index], True, _pad(rng, True))
+        turns.append(Turn(len(ids), len(ids) + len(bodies[index]), True))
+        ids = [*ids, *bodies[index], words.image_end]
+    return Sequence(ids, turns)
+
+
+@dataclass
+class Packed:
+    """One sequence laid out for a row: eight numbers a position.
+
+    Attributes:
+        ids: what stands there (of a target: what is to be found).
+        positions: for RoPE, counted from the sequence's own start.
+        blocks: of the sequence.
+        groups: 0 clean, then one for each copy.
+        roles: FIXED, TARGET or TAIL.
+        places: index in its image body of an image code, shown or to be found, else -1.
+        pictures: which picture of the sequence that body is, counted from 0, else -1.
+        weights: in the loss; 1 where nothing else is said.
+    """
+
+    ids: list[int]
+    positions: list[int]
+    blocks: list[int]
+    groups: list[int]
+    roles: list[int]
+    places: list[int]
+    pictures: list[int]
+    weights: list[float]
+
+    FIELDS = ("ids", "positions", "blocks", "groups", "roles", "places", "pictures", "weights")
+
+
+def _bodies(ids: list[int], image_offset: int) -> tuple[list[int], list[int]]:
+    """`Packed.places` and `Packed.pictures` of a sequence."""
+    places, pictures, place, picture = [], [], -1, -1
+    for token in ids:
+        place = place + 1 if token >= image_offset else -1
+        picture += place == 0
+        places.append(place)
+        pictures.append(picture if place >= 0 else -1)
+    return places, pictures
+
+
+def lay_out(seq: Sequence, words: Vocabulary) -> Packed:
+    """A sequence with copies of the blocks of its turns; behind a text a block is filled with the end token."""
+    first = [turn.start for turn in seq.turns]
+    blocks = [range((t.start + seq.pad) // BLOCK, (t.end - 1 + seq.pad) // BLOCK + 1) for t in seq.turns]
+    clean = max(0, blocks[first.index(max(first))][-1] * BLOCK - seq.pad)
+    places, pictures = _bodies(seq.ids, words.image_offset)
+    packed = Packed(
+        seq.ids[:clean],
+        list(range(clean)),
+        [(p + seq.pad) // BLOCK for p in range(clean)],
+        [0] * clean,
+        [FIXED] * clean,
+        places[:clean],
+        pictures[:clean],
+        [1.0] * clean,
+    )
+    group = NOT_CLEAN
+    for turn, touched in zip(seq.turns, blocks, strict=True):
+        for block in touched:
+            for p in range(max(0, block * BLOCK - seq.pad), (block + 1) * BLOCK - seq.pad):
+                inside = turn.start <= p < turn.end
+                behind = p >= turn.end
+                packed.ids.append(words.end if behind else seq.ids[p])
+                packed.positions.append(p)
+                packed.blocks.append(block)
+                packed.groups.append(group)
+                packed.roles.append(TARGET if inside or (behind and not turn.image) else TAIL if behind else FIXED)
+                packed.places.append(-1 if behind else places[p])
+                packed.pictures.append(-1 if behind else pictures[p])
+                packed.weights.append(turn.weight if inside else 1.0)
+            group += 1
+    return packed
+
+
+def rows_of(packed: Iterable[Packed], rows: int, length: int, end: int) -> dict[str, torch.Tensor]:
+    """Fill rows with sequences, as many as fit in each, until all rows are full.
+
+    Args:
+        packed: sequences without end; one that does not fit begins the next row.
+        rows, length: of the batch.
+        end: token that fills what is left over.
+
+    Returns:
+        Packed.FIELDS and "owners" (the sequence of each position, -1 where there is none), int64 [rows, length]; the
+        weights are float32.
+    """
+    fill = {"ids": end, "positions": 0, "blocks": 0, "groups": 0, "roles": FIXED, "owners": -1}
+    fill |= {"places": -1, "pictures": -1, "weights": 1.0}
+    batch = {name: torch.full((rows, length), value) for name, value in fill.items()}
+    row, at, owner = 0, 0, 0
+    for one in packed:
+        size = len(one.ids)
+        if size > length:
+            raise ValueError(f"a sequence takes {size} positions of a row of {length}")
+        if at + size > length:
+            row, at = row + 1, 0
+            if row == rows:
+                break
+        for name in Packed.FIELDS:
+            batch[name][row, at : at + size] = torch.tensor(getattr(one, name))
+        batch["owners"][row, at : at + size] = owner
+        at, owner = at + size, owner + 1
+    return batch
+
+
+def visible(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Who sees whom: bool [rows, 1, length, length], queries before keys."""
+    owners, blocks, groups = (batch[name] for name in ("owners", "blocks", "groups"))
+
+    def pairs(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x[:, :, None], x[:, None, :]
+
+    (query, key), (block, key_block), (group, key_group) = pairs(owners), pairs(blocks), pairs(groups)
+    earlier = (key_group == 0) & (key_block < block)
+    own = (key_group == group) & (key_block == block)
+    return ((query == key) & (earlier | own))[:, None]

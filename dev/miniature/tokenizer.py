@@ -1,0 +1,56 @@
+"""The miniature's text tokenizer: a byte-level BPE trained on the world's texts, with the model's special tokens."""
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from llada_core.prompts import EDIT, INTERLEAVED, TEXT_TO_IMAGE, THINKING, UNCONDITION, UNDERSTAND
+from llada_core.vocabulary import Vocabulary
+
+from .examples import example
+from .sizes import CODES, DIMENSIONS, MERGES, SEED
+
+SPECIAL = ("<|endoftext|>", "<|mask|>", "<|image|>", "<|/image|>", "<boi>", "<role>", "</role>")
+_TEXTS = 4000  # examples whose texts are learnt from
+
+
+def build() -> Tokenizer:
+    """Train the tokenizer; always the same one."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=256 + MERGES, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(_texts(), trainer)
+    reserved = tuple(f"<|reserved_token_{size}|>" for size in range(DIMENSIONS))
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL + reserved])
+    return tokenizer
+
+
+def _texts() -> Iterator[str]:
+    rng = random.Random(SEED)
+    for _ in range(_TEXTS):
+        made = example(rng)
+        yield made.instruction
+        yield from (text for text, _ in made.frames if text)
+    # Every prompt holds these, so they are worth whole words.
+    for text in (UNDERSTAND, TEXT_TO_IMAGE, THINKING, EDIT, INTERLEAVED, f" {UNCONDITION}", "SYSTEM", "HUMAN"):
+        yield from [text, f" {text} ", "ASSISTANT", UNCONDITION] * 300
+
+
+def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
+    """Text ids, then CODES image ids, counted from the next multiple of 64."""
+    offset = -(-tokenizer.get_vocab_size(with_added_tokens=True) // 64) * 64
+    return Vocabulary(tokenizer, offset, offset + CODES)
+
+
+def save(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write tokenizer.json and the two small files beside it."""
+    tokenizer.save(str(folder / "tokenizer.json"))
+    named = {"eos_token": SPECIAL[0], "pad_token": SPECIAL[0], "mask_token": SPECIAL[1]}
+    (folder / "special_tokens_map.json").write_text(json.dumps(named, indent=2) + "\n")
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **named, "clean_up_tokenization_spaces": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -1,0 +1,76 @@
+"""Train the miniature from nothing, in stages that each end in a file; start again after a kill and it goes on.
+
+    python -m dev.miniature.train --out DIR [--device cuda] [--minutes 240] [--stages vae vision ...] [--workers 12]
+
+After the last stage (and after every one that is chosen alone) DIR/checkpoint holds what there is so far, in the
+released layout; with the backbone trained it opens. Two stages that do not need each other (vae and vision; then
+decoder and backbone) may run at the same time as two programs, each with its own --stages.
+"""
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from .export import STAGES, export
+from .sizes import SCHEDULES, SEED
+from .stage import Budget, run
+
+
+def make(name: str, folder: Path, schedule, device: torch.device, workers: int):
+    """A stage by its name; what it builds on must have been trained."""
+    torch.manual_seed(SEED)
+    if name == "vae":
+        from .vae import VaeStage
+
+        return VaeStage(schedule)
+    if name == "vision":
+        from .vision import VisionStage
+
+        return VisionStage(schedule)
+    if name == "backbone":
+        from .backbone import BackboneStage
+
+        return BackboneStage(schedule, folder, device, workers)
+    from .decoder import DecoderStage, TurboStage
+
+    return (DecoderStage if name == "decoder" else TurboStage)(schedule, folder, device, workers)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--minutes", type=float, help="of all chosen stages together; without it, all their steps")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--workers", type=int, help="processes that prepare data; by default 0 on a CPU, 12 on a GPU")
+    parser.add_argument("--steps", type=int, help="at most so many steps a stage (a trial)")
+    parser.add_argument("--pool", type=int, help="at most so many prepared examples a stage (a trial)")
+    options = parser.parse_args(arguments)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # batches are prepared in forked processes
+    device = torch.device(options.device)
+    workers = options.workers if options.workers is not None else (12 if device.type == "cuda" else 0)
+    torch.set_float32_matmul_precision("high")
+    options.out.mkdir(parents=True, exist_ok=True)
+    schedules = SCHEDULES["cuda" if device.type == "cuda" else "cpu"]
+    shares = sum(schedules[name].share for name in options.stages)
+    for name in STAGES:
+        if name not in options.stages:
+            continue
+        schedule = schedules[name]
+        schedule = replace(schedule, steps=min(schedule.steps, options.steps or schedule.steps))
+        schedule = replace(schedule, pool=min(schedule.pool, options.pool or schedule.pool))
+        minutes = options.minutes and options.minutes * schedule.share / shares
+        stage = make(name, options.out, schedule, device, workers)
+        run(stage, options.out, Budget(schedule.steps, minutes), device, workers)
+        del stage
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    export(options.out, options.out / "checkpoint")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Who decides where weights sit. The engine asks for a placement; a plain program or a host gives it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from .checkpoint.component import Component
+from .decoder.decode import vae_dtype
+
+PRECISIONS = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+WorkingBytes = Callable[[torch.dtype], int]
+
+
+def weights_dtype(part: str, dtype: torch.dtype) -> torch.dtype:
+    """What a part is loaded as where `dtype` is asked for: the VAE overflows in float16."""
+    return vae_dtype(dtype) if part == "vae" else dtype
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A component that is ready to run: the module, the device that computes and the dtype of its activations.
+
+    Attributes:
+        resident: all weights lie on that device as they are used, and stay until the next placement is asked for. False
+            where a host may bring or patch them layer by layer.
+    """
+
+    module: nn.Module
+    device: torch.device
+    dtype: torch.dtype
+    resident: bool = False
+
+
+class ComponentManager(Protocol):
+    """Gives components their place."""
+
+    def place(self, part: str, component: Component, working_bytes: WorkingBytes) -> Placement:
+        """Load a component where it is not loaded, bring it to its device and return it.
+
+        Args:
+            part: "backbone", "image_tokenizer", "sigvq", "decoder", "decoder-turbo" or "vae".
+            component: what to load.
+            working_bytes: dtype of activations -> memory that the coming work needs besides the weights.
+        """
+        ...
+
+
+class OneDevice:
+    """Every component on one device, loaded when first needed and kept: for plain programs.
+
+    Args:
+        device: where everything computes.
+        dtype: of weights and activations; None keeps each file's own.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None):
+        self.device, self.dtype = torch.device(device), dtype
+        self._placements: dict[str, Placement] = {}
+
+    def place(self, part: str, component: Component, working_bytes: WorkingBytes) -> Placement:
+        """As ComponentManager.place; working_bytes is not read."""
+        if part not in self._placements:
+            dtype = weights_dtype(part, self.dtype or component.dtype)
+            self._placements[part] = Placement(component.load(dtype).to(self.device), self.device, dtype, resident=True)
+        return self._placements[part]
+
+    def release(self, part: str) -> None:
+        """Drop a component's weights; it is read again when next needed."""
+        self._placements.pop(part, None)

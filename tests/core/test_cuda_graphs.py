@@ -1,0 +1,144 @@
+"""CUDA graphs where there is CUDA: the same tokens as kernel by kernel, memory given back, failures survived."""
+
+import pytest
+import torch
+
+from llada_core.backbone import attention_kernels, experts
+from llada_core.backbone.cuda_graphs import CUDAGraphRunner
+from llada_core.backbone.experts import Experts, Router, can_group
+from llada_core.options import Guidance, Sampling, Sprint
+from llada_core.sampling.diffusion import Canvas, Filled, Task
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+MASK, IMAGES, VOCABULARY = 95, 96, 160
+DRAW = Task(150, 6, IMAGES, VOCABULARY)
+SPRINT = Sprint(text_keep_ratio=0.4, image_keep_ratio=0.6, threshold=0.9)
+BOTH = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+
+
+@pytest.fixture
+def backbone(oracle):
+    """backbone(dtype): a small one on the device, its router in float32."""
+
+    def build(dtype: torch.dtype):
+        built = oracle.tiny_backbone(1).to("cuda", dtype)
+        for part in built.modules():
+            if isinstance(part, Router):
+                part.float()
+        return built
+
+    return build
+
+
+def canvas_of(backbone, lengths: list[int], sprint: Sprint | None = None, graphs: bool = True) -> Canvas:
+    prompts = [[(7 * i + row) % MASK for i in range(length)] for row, length in enumerate(lengths)]
+    guidance, dtype = Guidance(2.0, 0.5), backbone.lm_head.weight.dtype
+    return Canvas(
+        backbone, prompts, DRAW.count, MASK, Sampling(), guidance, sprint, device="cuda", dtype=dtype, graphs=graphs
+    )
+
+
+def captured(canvas: Canvas) -> tuple[Filled, int]:
+    """What the canvas fills, and the most graphs it had."""
+    most = 0
+
+    def count(canvas, block, done):
+        nonlocal most
+        most = max(most, sum(fixed.graph is not None for fixed in canvas.fixed._rounds.values()))
+
+    return canvas.fill(DRAW, count), most
+
+
+@BOTH
+@pytest.mark.parametrize("lengths", [[64], [50, 90], [33]])
+@pytest.mark.parametrize("sprint", [None, SPRINT], ids=["plain", "SPRINT"])
+def test_graphs_fill_what_the_same_kernels_fill_one_by_one(dtype, lengths, sprint, backbone):
+    built = backbone(dtype)
+    found, count = captured(canvas_of(built, lengths, sprint))
+    assert count == 2
+    plain = canvas_of(built, lengths, sprint)
+    plain.fixed = CUDAGraphRunner(built, plain.cache, plain.fixed.sizes, capture=False)
+    assert captured(plain) == (found, 0)
+    if dtype == torch.float32:
+        exact = canvas_of(built, lengths, sprint, graphs=False)
+        assert captured(exact) == (found, 0)
+
+
+@BOTH
+@pytest.mark.parametrize("rows", [1, 2])
+def test_attention_in_parts_equals_the_whole(dtype, rows):
+    generator = torch.Generator("cuda").manual_seed(rows)
+    shapes = [(rows, 8, 32, 64), *[(rows, 2, 3 * attention_kernels.PART, 64)] * 2]
+    q, k, v = (torch.randn(shape, generator=generator, device="cuda", dtype=dtype) for shape in shapes)
+    mask = torch.rand(rows, 1, 32, k.shape[2], generator=generator, device="cuda") < 0.5
+    mask[..., attention_kernels.PART : 2 * attention_kernels.PART] = False  # one part holds nothing to see
+    bias = attention_kernels.bias(mask, 32, 4, dtype)
+    expected = attention_kernels.eager(q.float(), k.float(), v.float(), bias.float())
+    found = attention_kernels.in_parts(q, k, v, bias)
+    assert torch.allclose(found.float(), expected, atol=2e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_each_type_takes_its_product(backbone):
+    """So that the test above covers both: one kernel for all experts, and padding."""
+    for dtype in (torch.bfloat16, torch.float32):
+        bank = next(part for part in backbone(dtype).modules() if isinstance(part, Experts)).gate_up.weight
+        grouping = torch.cuda.get_device_capability()[0] in (9, 10) and dtype == torch.bfloat16
+        assert can_group(bank) == grouping
+
+
+def test_sizes_that_would_be_read_back_are_not_captured(backbone, monkeypatch):
+    monkeypatch.setattr(experts, "FEW_TOKENS", 64)
+    found, count = captured(canvas_of(backbone(torch.float32), [50, 90]))
+    assert count == 1  # two rows of one block, not of two
+    assert found == captured(canvas_of(backbone(torch.float32), [50, 90], graphs=False))[0]
+
+
+def test_memory_is_given_back(backbone):
+    built = backbone(torch.bfloat16)
+    captured(canvas_of(built, [50, 90]))  # libraries set themselves up
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    for _ in range(3):
+        captured(canvas_of(built, [50, 90]))
+    torch.cuda.empty_cache()
+    assert (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) == before
+
+
+def test_what_waits_for_the_gpu_is_found_before_it_is_captured(backbone, monkeypatch, caplog):
+    built = backbone(torch.float32)
+
+    def waiting(q, k, v, bias):
+        float(q.flatten()[0])
+        return attention_kernels.sdpa(q, k, v, bias)
+
+    expected, _ = captured(canvas_of(built, [50, 90]))
+    monkeypatch.setattr(built, "attend", waiting)
+    found, count = captured(canvas_of(built, [50, 90]))
+    assert (found, count) == (expected, 0)
+    assert len([record for record in caplog.records if "without CUDA graphs" in record.getMessage()]) == 1
+    unharmed()
+
+
+def test_running_out_of_memory_in_a_capture_does_no_harm(backbone, monkeypatch, caplog):
+    built = backbone(torch.float32)
+
+    def greedy(q, k, v, bias):
+        if torch.cuda.is_current_stream_capturing():
+            q.new_empty(2**50)
+        return attention_kernels.sdpa(q, k, v, bias)
+
+    expected, _ = captured(canvas_of(built, [50, 90]))
+    monkeypatch.setattr(built, "attend", greedy)
+    assert captured(canvas_of(built, [50, 90])) == (expected, 0)
+    assert len([record for record in caplog.records if "OutOfMemoryError" in record.getMessage()]) == 1
+    unharmed()
+
+
+def unharmed() -> None:
+    """The device, its generator and its allocator work, on the stream they worked on before."""
+    torch.cuda.synchronize()
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert torch.randn(8, device="cuda").isfinite().all()
+    torch.cuda.empty_cache()
+    assert not torch.cuda.is_current_stream_capturing()
