@@ -16,6 +16,7 @@ from .backbone.keys import open_backbone
 from .checkpoint.component import Component
 from .checkpoint.layout import Layout
 from .checkpoint.weights import read_json
+from .checks import check_size, check_text
 from .decoder.conditioning import CODES_KEY, open_embedder
 from .decoder.decode import (
     check_grid,
@@ -27,10 +28,10 @@ from .decoder.decode import (
     vae_working_bytes,
 )
 from .errors import CheckpointError, InputError
-from .image_tokens import PATCH, UPSAMPLING, ImageTokens
+from .image_tokens import PATCH, ImageTokens
 from .libraries import without_partial_torchvision
 from .options import Decoding, Guidance, Sampling, Sprint
-from .placement import PRECISIONS, ComponentManager, OneDevice, Placement, WorkingBytes, weights_dtype
+from .placement import PRECISIONS, ComponentManager, OneDevice, Placement, WorkingBytes
 from .preview_colours import colours
 from .progress import Progress, ProgressCallback, report
 from .sampling.interleaved import Story, generate_interleaved
@@ -52,14 +53,9 @@ __all__ = [
     "Placement",
     "Story",
     "WorkingBytes",
-    "check_size",
-    "check_text",
-    "weights_dtype",
 ]
 
 log = logging.getLogger(__name__)
-
-PIXELS = PATCH * UPSAMPLING  # output pixels of a token, each way
 
 
 @dataclass(frozen=True)
@@ -375,21 +371,6 @@ class LLaDAUni:
             found, expected = f"{size} codes", f"the {self.codebook_size} image codes of config.json"
             remedy = "The parts belong to different models; download the checkpoint again."
             raise CheckpointError(part, found, expected, remedy)
-
-
-def check_size(height: int, width: int) -> tuple[int, int]:
-    """(height, width) in tokens of a picture's size in pixels. Raises InputError where one is no multiple of 32."""
-    for name, value in (("height", height), ("width", width)):
-        if value < PIXELS or value % PIXELS:
-            remedy = f"The nearest is {max(round(value / PIXELS), 1) * PIXELS}."
-            raise InputError(name, f"{value} pixels", f"a multiple of {PIXELS}", remedy)
-    return height // PIXELS, width // PIXELS
-
-
-def check_text(name: str, text: str) -> None:
-    """Raise InputError where a text that is needed is empty."""
-    if not text.strip():
-        raise InputError(name, "nothing", "a text", f"Write the {name}.")
 
 
 def _shifted(progress: ProgressCallback | None, index: int, count: int) -> ProgressCallback | None:

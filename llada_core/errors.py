@@ -18,17 +18,3 @@ class InputError(ValueError):
 
 class CheckpointError(InputError):
     """A file of a checkpoint is missing, damaged or of another model."""
-
-
-def check_range(
-    name: str, value: float, low: float, high: float, remedy: str = "Choose a value in that range."
-) -> None:
-    """Raise InputError unless low <= value <= high. NaN never passes."""
-    if not low <= value <= high:
-        raise InputError(name, value, f"a number from {low} to {high}", remedy)
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise InputError unless value is one of choices."""
-    if value not in choices:
-        raise InputError(name, repr(value), "one of " + ", ".join(choices), "Choose one of these.")

@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 
-from .errors import InputError, check_choice, check_range
+from .checks import check_choice, check_count, check_range
+from .errors import InputError
 
 CONFIDENCE_KINDS = ("low_confidence", "top_k_margin", "neg_entropy")
-
-
-def _check_count(name: str, value: int, low: int, remedy: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise InputError(name, repr(value), f"a whole number of at least {low}", remedy)
+IMAGE_STEPS, TEXT_STEPS = 8, 32  # Sampling.steps by default: blocks of images, of text
+TURBO_STEPS, NORMAL_STEPS = 8, 50  # Decoding.steps by default
+EDIT_GUIDANCE = 4.0  # Guidance.text by default when editing
 
 
 @dataclass(frozen=True)
@@ -38,16 +37,16 @@ class Sampling:
 
     def __post_init__(self):
         if self.steps is not None:
-            _check_count("steps", self.steps, 1, "Each block needs at least one round.")
-        _check_count("block_length", self.block_length, 1, "Use 32, the length the model was trained with.")
+            check_count("steps", self.steps, 1, "Each block needs at least one round.")
+        check_count("block_length", self.block_length, 1, "Use 32, the length the model was trained with.")
         check_range("block_length", self.block_length, 1, 1024)
         check_range("threshold", self.threshold, 0.0, 1.0)
         check_range("temperature", self.temperature, 0.0, 100.0)
-        _check_count("top_k", self.top_k, 0, "Use 0 to keep every candidate.")
+        check_count("top_k", self.top_k, 0, "Use 0 to keep every candidate.")
         if not 0.0 < self.top_p <= 1.0:
             raise InputError("top_p", self.top_p, "a number above 0 and up to 1", "Use 1 to keep every candidate.")
-        _check_count("thinking_steps", self.thinking_steps, 1, "Each block needs at least one round.")
-        _check_count("thinking_length", self.thinking_length, 1, "Use 4096, the model's default.")
+        check_count("thinking_steps", self.thinking_steps, 1, "Each block needs at least one round.")
+        check_count("thinking_length", self.thinking_length, 1, "Use 4096, the model's default.")
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class Sprint:
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), 0.0, 1.0)
         check_range("threshold", self.threshold, 0.0, 1.0)
-        _check_count("warmup", self.warmup, 0, "1 is the paper's setting.")
+        check_count("warmup", self.warmup, 0, "1 is the paper's setting.")
         check_range("alpha", self.alpha, 0.0, 1.0)
         check_choice("confidence", self.confidence, CONFIDENCE_KINDS)
 
@@ -119,14 +118,14 @@ class Decoding:
     guidance: float = 1.0
 
     def __post_init__(self):
-        _check_count("steps", self.steps, 0, "Use 0 for the decoder's own default.")
+        check_count("steps", self.steps, 0, "Use 0 for the decoder's own default.")
         if self.steps == 1 and not self.turbo:
             raise InputError("steps", 1, "0 or at least 2 for the normal decoder", "N steps are N - 1 evaluations.")
-        _check_count("seed", self.seed, 0, "Seeds are whole numbers from 0 up.")
+        check_count("seed", self.seed, 0, "Seeds are whole numbers from 0 up.")
         check_range("seed", self.seed, 0, 2**64 - 1)
         check_range("decoder guidance", self.guidance, 0.0, 100.0)
 
     @property
     def rounds(self) -> int:
         """N of the sampler with the default filled in."""
-        return self.steps or (8 if self.turbo else 50)
+        return self.steps or (TURBO_STEPS if self.turbo else NORMAL_STEPS)

@@ -8,15 +8,9 @@ import torch
 from torch import nn
 
 from .checkpoint.component import Component
-from .decoder.decode import vae_dtype
 
 PRECISIONS = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 WorkingBytes = Callable[[torch.dtype], int]
-
-
-def weights_dtype(part: str, dtype: torch.dtype) -> torch.dtype:
-    """What a part is loaded as where `dtype` is asked for: the VAE overflows in float16."""
-    return vae_dtype(dtype) if part == "vae" else dtype
 
 
 @dataclass(frozen=True)
@@ -63,7 +57,7 @@ class OneDevice:
     def place(self, part: str, component: Component, working_bytes: WorkingBytes) -> Placement:
         """As ComponentManager.place; working_bytes is not read."""
         if part not in self._placements:
-            dtype = weights_dtype(part, self.dtype or component.dtype)
+            dtype = component.compute_dtype(self.dtype or component.dtype)
             self._placements[part] = Placement(component.load(dtype).to(self.device), self.device, dtype, resident=True)
         return self._placements[part]
 

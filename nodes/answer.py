@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
-from ..llada_core.engine import check_text
+from ..llada_core.checks import check_text
 from ..llada_core.image_tokens import ImageTokens, join
+from ..llada_core.options import TEXT_STEPS
 from . import host
 from .options import SamplingChoice
 from .types import CATEGORY, complaint, model_input, sampling_input, seed_input, sprint_input, tokens_input
@@ -28,7 +29,9 @@ class ImageQA(io.ComfyNode):
             inputs=[
                 model_input(),
                 io.String.Input("question", multiline=True, dynamic_prompts=True, tooltip="What to ask."),
-                io.Int.Input("steps", default=32, min=1, max=1024, tooltip="Rounds that each block of text may take."),
+                io.Int.Input(
+                    "steps", default=TEXT_STEPS, min=1, max=1024, tooltip="Rounds that each block of text may take."
+                ),
                 io.Int.Input(
                     "max_new_tokens", default=2048, min=1, max=16384, tooltip="The longest answer, in tokens."
                 ),

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
-from ..llada_core.engine import check_text
+from ..llada_core.checks import check_text
+from ..llada_core.options import IMAGE_STEPS, Guidance
 from . import host
 from .options import SamplingChoice
 from .types import CATEGORY, Tokens, complaint, model_input, sampling_input, seed_input, tokens_input
@@ -28,10 +29,12 @@ class Interleave(io.ComfyNode):
                 model_input(),
                 io.String.Input("instruction", multiline=True, dynamic_prompts=True, tooltip="What to tell and show."),
                 io.Int.Input("max_images", default=4, min=1, max=16, tooltip="The story ends after so many images."),
-                io.Int.Input("steps", default=8, min=1, max=1024, tooltip="Rounds a block of image tokens may take."),
+                io.Int.Input(
+                    "steps", default=IMAGE_STEPS, min=1, max=1024, tooltip="Rounds a block of image tokens may take."
+                ),
                 io.Float.Input(
                     "guidance",
-                    default=2.0,
+                    default=Guidance.text,
                     min=0.0,
                     max=100.0,
                     step=0.1,

@@ -13,8 +13,8 @@ class SamplingChoice:
     """What Sampling Options carries: the block loop's options, and what Sample has no widget for of guidance."""
 
     sampling: Sampling = field(default_factory=Sampling)
-    image_guidance: float = 0.0
-    guidance_rescale: float = 0.7
+    image_guidance: float = Guidance.image
+    guidance_rescale: float = Guidance.rescale
 
     def guidance(self, text: float) -> Guidance:
         """The guidance of a text scale and this choice."""
@@ -35,14 +35,14 @@ class SamplingNode(io.ComfyNode):
             inputs=[
                 io.Int.Input(
                     "block_length",
-                    default=32,
+                    default=Sampling.block_length,
                     min=1,
                     max=1024,
                     tooltip="Tokens filled together. Trained with 32; other lengths lose quality.",
                 ),
                 io.Float.Input(
                     "threshold",
-                    default=0.95,
+                    default=Sampling.threshold,
                     min=0.0,
                     max=1.0,
                     step=0.01,
@@ -50,7 +50,7 @@ class SamplingNode(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "temperature",
-                    default=0.0,
+                    default=Sampling.temperature,
                     min=0.0,
                     max=100.0,
                     step=0.05,
@@ -58,14 +58,14 @@ class SamplingNode(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "top_k",
-                    default=0,
+                    default=Sampling.top_k,
                     min=0,
                     max=1_000_000,
                     tooltip="Draw among so many of the best tokens; 0 is all. Needs a temperature above 0.",
                 ),
                 io.Float.Input(
                     "top_p",
-                    default=1.0,
+                    default=Sampling.top_p,
                     min=0.01,
                     max=1.0,
                     step=0.01,
@@ -73,7 +73,7 @@ class SamplingNode(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "guidance_rescale",
-                    default=0.7,
+                    default=Guidance.rescale,
                     min=0.0,
                     max=1.0,
                     step=0.05,
@@ -81,7 +81,7 @@ class SamplingNode(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "image_guidance",
-                    default=0.0,
+                    default=Guidance.image,
                     min=0.0,
                     max=100.0,
                     step=0.1,
@@ -90,14 +90,14 @@ class SamplingNode(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "thinking_steps",
-                    default=32,
+                    default=Sampling.thinking_steps,
                     min=1,
                     max=1024,
                     tooltip="Rounds a block may take while the model thinks, and in the texts of a story.",
                 ),
                 io.Int.Input(
                     "thinking_length",
-                    default=4096,
+                    default=Sampling.thinking_length,
                     min=1,
                     max=16384,
                     tooltip="The most tokens that thinking may write, and each text of a story.",
@@ -137,12 +137,20 @@ class SprintNode(io.ComfyNode):
             description="SPRINT: keeps the useful part of what came before and unmasks as fast as the model is sure. "
             "Fewer rounds for a small loss; small text in pictures loses most.",
             inputs=[
-                ratio("keep_ratio", 0.5, "Share of the earlier positions kept where no ratio of its own is given."),
-                ratio("text_keep_ratio", 1.0, "Share of earlier text kept. -1 uses keep_ratio."),
-                ratio("image_keep_ratio", 0.8, "Share of earlier image tokens kept. -1 uses keep_ratio."),
+                ratio(
+                    "keep_ratio",
+                    Sprint.keep_ratio,
+                    "Share of the earlier positions kept where no ratio of its own is given.",
+                ),
+                ratio("text_keep_ratio", Sprint.text_keep_ratio, "Share of earlier text kept. -1 uses keep_ratio."),
+                ratio(
+                    "image_keep_ratio",
+                    Sprint.image_keep_ratio,
+                    "Share of earlier image tokens kept. -1 uses keep_ratio.",
+                ),
                 io.Float.Input(
                     "threshold",
-                    default=0.93,
+                    default=Sprint.threshold,
                     min=0.0,
                     max=1.0,
                     step=0.01,
@@ -150,14 +158,14 @@ class SprintNode(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "warmup",
-                    default=1,
+                    default=Sprint.warmup,
                     min=0,
                     max=1024,
                     tooltip="Rounds of each block that still see everything.",
                 ),
                 io.Float.Input(
                     "alpha",
-                    default=0.5,
+                    default=Sprint.alpha,
                     min=0.0,
                     max=1.0,
                     step=0.05,
@@ -166,7 +174,7 @@ class SprintNode(io.ComfyNode):
                 io.Combo.Input(
                     "confidence",
                     options=list(CONFIDENCE_KINDS),
-                    default=CONFIDENCE_KINDS[0],
+                    default=Sprint.confidence,
                     tooltip="low_confidence: probability of the best token. top_k_margin: its lead over the second. "
                     "neg_entropy: certainty over all tokens (never above 0, so the threshold never accepts).",
                 ),

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
-from ..llada_core.engine import check_size, check_text
+from ..llada_core.checks import check_size, check_text
+from ..llada_core.options import IMAGE_STEPS, Guidance
 from . import host
 from .options import SamplingChoice
 from .types import CATEGORY, Tokens, complaint, model_input, sampling_input, seed_input, sprint_input, tokens_input
@@ -50,14 +51,14 @@ class Sample(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "steps",
-                    default=8,
+                    default=IMAGE_STEPS,
                     min=1,
                     max=1024,
                     tooltip="Rounds a block may take.",
                 ),
                 io.Float.Input(
                     "guidance",
-                    default=2.0,
+                    default=Guidance.text,
                     min=0.0,
                     max=100.0,
                     step=0.1,

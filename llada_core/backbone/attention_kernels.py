@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..errors import InputError, check_choice
+from ..checks import check_choice
+from ..errors import InputError
 
 log = logging.getLogger(__name__)
 

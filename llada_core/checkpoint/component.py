@@ -19,6 +19,10 @@ def _never(name: str) -> bool:
     return False
 
 
+def _same(dtype: torch.dtype) -> torch.dtype:
+    return dtype
+
+
 @dataclass(frozen=True)
 class Component:
     """A module without weights, and the file tensors that belong into it.
@@ -28,12 +32,14 @@ class Component:
         source: the files, headers checked.
         slots: `weights.plan`'s answer for the two.
         keep_float32: names of parameters that stay float32 whatever dtype is asked for.
+        compute_dtype: the dtype that the part computes in where another is asked for (the VAE overflows in float16).
     """
 
     module: nn.Module
     source: TensorFiles | PickledTensors
     slots: Mapping[str, Slot]
     keep_float32: Callable[[str], bool] = _never
+    compute_dtype: Callable[[torch.dtype], torch.dtype] = _same
 
     @property
     def dtype(self) -> torch.dtype:

@@ -90,7 +90,7 @@ def open_vae(folder: Path) -> Component:
     fields = known_fields(label, config, names)
     module = build_on_meta(label, lambda: AutoencoderKL(**fields))
     source = TensorFiles(label, [folder / VAE_FILE])
-    return Component(module, source, plan(module, source, Slot))
+    return Component(module, source, plan(module, source, Slot), compute_dtype=vae_dtype)
 
 
 def _renamed(key: str) -> str:

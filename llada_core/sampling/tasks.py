@@ -13,7 +13,7 @@ from ..backbone.config import BackboneConfig
 from ..backbone.experts import FEW_TOKENS
 from ..errors import InputError
 from ..image_tokens import ImageTokens
-from ..options import Guidance, Sampling, Sprint
+from ..options import EDIT_GUIDANCE, IMAGE_STEPS, TEXT_STEPS, Guidance, Sampling, Sprint
 from ..placement import Placement
 from ..progress import Progress, ProgressCallback, TokenPreview, report
 from ..prompts import Prompts
@@ -22,9 +22,6 @@ from .diffusion import PREFILL, SCORED, Canvas, Filled, Task
 from .guidance import guided_rows
 
 log = logging.getLogger(__name__)
-
-IMAGE_STEPS = 8  # rounds a block, by default: images
-TEXT_STEPS = 32  # and text
 
 
 @dataclass(frozen=True)
@@ -194,4 +191,4 @@ def working_bytes(
 
 def for_editing(guidance: Guidance | None) -> Guidance:
     """The given guidance, or the defaults of editing: text 4, image 0 (docs/model.md, Block diffusion)."""
-    return guidance if guidance is not None else replace(Guidance(), text=4.0)
+    return guidance if guidance is not None else replace(Guidance(), text=EDIT_GUIDANCE)

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..errors import CheckpointError, InputError, check_choice, check_range
+from ..checks import check_choice, check_range
+from ..errors import CheckpointError, InputError
 
 ALIGN = 32  # every side is a multiple of this: two patches, as the 2x decoder was trained
 MAX_EDIT_RATIO = 4  # of the sides of an edit's candidate sizes

@@ -8,8 +8,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
-from ...llada_core.engine import PRECISIONS, Component, Placement, WorkingBytes, weights_dtype
-from ...llada_core.errors import check_choice
+from ...llada_core.checks import check_choice
+from ...llada_core.engine import PRECISIONS, Component, Placement, WorkingBytes
 from .casting import fully_resident, make_castable, move_uncast_parameters
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class HostComponentManager:
         vae = part == "vae"
         device = management.vae_device() if vae else management.get_torch_device()
         offload = management.vae_offload_device() if vae else management.unet_offload_device()
-        dtype = weights_dtype(part, self._dtype or _native(component, device))
+        dtype = component.compute_dtype(self._dtype or _native(component, device))
         log.info("LLaDA-Uni: reading %s as %s, %.3g GB", part, dtype, component.bytes(dtype) / 1e9)
         # The host's log names a model by its class.
         held = type(f"LLaDA-Uni {part}", (ModuleHolder,), {})(make_castable(component.load(dtype, _bar())))

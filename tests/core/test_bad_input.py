@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from llada_core.engine import LLaDAUni, check_size
+from llada_core.checks import check_size
+from llada_core.engine import LLaDAUni
 from llada_core.errors import InputError
 from llada_core.image_tokens import ImageTokens
 from llada_core.options import Decoding, Guidance, Sampling, Sprint
