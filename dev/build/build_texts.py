@@ -15,6 +15,7 @@ from .schemas import LOCAL_CHOICES, ROOT, Input, Schema, ours
 
 LOCALES = ROOT / "locales"
 PAGES = ROOT / "web" / "docs"
+WORDS = Path(__file__).with_name("page_words.json")
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Words:
     language: str
     inputs: str
     outputs: str
+    mistakes: str
     optional: str
     default: str
     between: str
@@ -43,43 +45,7 @@ class Words:
         return PAGES / f"{node}.md" if self.language == "en" else PAGES / node / f"{self.language}.md"
 
 
-ENGLISH = Words(
-    "en",
-    inputs="Inputs",
-    outputs="Outputs",
-    optional="optional",
-    default="default {}",
-    between="{} to {}",
-    on="on",
-    off="off",
-    listed="what this machine has",
-    socket="socket {}",
-    step="in steps of {}",
-    texts="text",
-    many="a list",
-    join=", ",
-    brackets=" ({})",
-    colon=": ",
-)
-CHINESE = Words(
-    "zh",
-    inputs="输入",
-    outputs="输出",
-    optional="可选",
-    default="默认 {}",
-    between="{} 到 {}",
-    on="开",
-    off="关",
-    listed="本机已有的项",
-    socket="接口 {}",
-    step="步长 {}",
-    texts="文本",
-    many="列表",
-    join="，",  # noqa: RUF001
-    brackets="（{}）",  # noqa: RUF001
-    colon="：",  # noqa: RUF001
-)
-LANGUAGES = (ENGLISH, CHINESE)
+LANGUAGES = tuple(Words(**words) for words in json.loads(WORDS.read_text(encoding="utf-8")))
 
 
 def english(schemas: dict[str, Schema]) -> dict:
@@ -176,7 +142,7 @@ def pages(schemas: dict[str, Schema]) -> dict[Path, str]:
     """Every help page with its lists as they should be, by path."""
     found = {}
     for words in LANGUAGES:
-        texts = english(schemas) if words is ENGLISH else node_texts(words.language)
+        texts = english(schemas) if words.language == "en" else node_texts(words.language)
         for node, schema in schemas.items():
             path = words.page(node)
             found[path] = with_lists(path.read_text(encoding="utf-8"), lists(schema, texts[node], words))

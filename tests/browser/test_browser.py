@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from dev.build.build_texts import LANGUAGES
 from dev.build.schemas import CORE_FILE
 from dev.hosts.base_folder import CHECKPOINT_NAME, GRAPHS
 from dev.hosts.scenes import SAID
@@ -140,6 +141,7 @@ def test_the_help_panel_shows_our_page(canvas, kind):
 
 
 def test_nodes_and_help_are_in_chinese_where_the_front_end_is(canvas):
+    _, chinese = LANGUAGES
     graph = json.loads((GRAPHS.parent / "text-to-image.json").read_text())
     setting = "locale => app.extensionManager.setting.set('Comfy.Locale', locale)"
     canvas.page.evaluate(setting, "zh")
@@ -154,7 +156,7 @@ def test_nodes_and_help_are_in_chinese_where_the_front_end_is(canvas):
             assert titles[kind] == names[kind]["display_name"]
         canvas.select("LLaDAUniSample")
         canvas.page.get_by_test_id("info-button").click()
-        canvas.page.get_by_text("常见错误").first.wait_for(timeout=15_000)
+        canvas.page.get_by_text(chinese.mistakes).first.wait_for(timeout=15_000)
         canvas.page.wait_for_timeout(1000)
         canvas.shot("chinese")
     finally:

@@ -81,7 +81,7 @@ def test_normal_is_euler():
 
 
 def test_turbo_noises_the_estimate_anew():
-    # v = 0, so the estimate is x itself: x ← t'·x + (1 - t')·noise, by hand for two rounds.
+    # v = 0, so the estimate is x itself: x becomes t'·x + (1 - t')·noise, by hand for two rounds.
     x = sample_turbo(lambda x, t: 0 * x, torch.full(SHAPE, 8.0), [0.0, 0.25, 1.0], repeat(torch.ones(SHAPE)))
     assert torch.allclose(x, torch.full(SHAPE, 0.25 * 8 + 0.75))
 
@@ -143,7 +143,7 @@ def test_guidance_keeps_a_shorter_sum():
 def test_guidance_caps_the_norm_of_the_whole_tensor():
     p, n = torch.zeros(1, 2, 1, 1, 1), torch.zeros(1, 2, 1, 1, 1)
     p[0, 0], n[0, 1] = 3.0, 4.0
-    # p + (p - n) = (6, -4), norm √52, brought down to 3.
+    # p + (p - n) = (6, -4), norm sqrt(52), brought down to 3.
     assert torch.allclose(guide(p, n, 1.0).flatten(), torch.tensor([6.0, -4.0]) * 3 / 52**0.5)
 
 

@@ -119,7 +119,7 @@ def test_images_are_guided_by_two_rows_and_later_ones_by_three_when_edit_guidanc
     assert before_third_row.index(2) < before_third_row.index(3)  # the first image has two rows all the same
 
 
-def test_rows_of_a_later_image_are_those_of_the_contract(model):
+def test_branches_of_a_later_image_are_as_written(model):
     words = model.vocabulary
     opening = prompts.interleaved(words, "a story", None)
     picture = [*words.header(1, 2), words.image_offset, words.image_offset + 1, words.image_end]

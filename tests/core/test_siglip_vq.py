@@ -241,7 +241,7 @@ def test_an_unknown_tensor_is_refused(folder):
 # Component
 
 
-def test_the_released_tower_takes_the_memory_the_contract_says():
+def test_the_released_tower_takes_the_memory_that_the_documents_say():
     module = build(RELEASED)
     assert {p.device.type for p in module.parameters()} == {"meta"}
     assert not module.training

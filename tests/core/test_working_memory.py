@@ -77,7 +77,7 @@ def released_vae():
         return AutoencoderKL(**FLUX_VAE)
 
 
-def test_released_parts_take_the_memory_the_contract_says(released_vae):
+def test_released_parts_take_the_memory_that_the_documents_say(released_vae):
     from llada_core.decoder.transformer import SemanticDecoder
 
     with torch.device("meta"):
