@@ -24,7 +24,7 @@ SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 # The models here are tiny: a second thread costs more than it gives.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test clean
+.PHONY: demo test release-check clean
 
 demo: $(VENV)/is-ready $(HOST)
 	$(BIN)/python -m dev.hosts.demo
@@ -33,6 +33,10 @@ test: $(VENV)/is-ready $(HOST)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+# What is missing for publishing to the registry. Publishes nothing.
+release-check: $(VENV)/is-ready
+	$(BIN)/python -m dev.release_check
 
 $(VENV)/is-ready: requirements.txt tests/requirements.txt tests/constraints.txt
 	@echo "Setting up $(VENV): torch for the CPU and a few libraries, some minutes the first time."

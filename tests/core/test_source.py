@@ -15,8 +15,8 @@ HOST = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "nodes", "serve
 OURS = ("nodes", "llada_core", "dev", "benchmarks", "tests")
 ENGINE_FOR_NODES = {"engine", "image_tokens", "options", "progress", "errors", "checks"}  # docs/design.md
 LAYERS = {  # of the engine: what a package may import besides itself and the modules that belong to none
-    "checkpoint": set(),
-    "quantization": {"checkpoint"},
+    "quantization": set(),
+    "checkpoint": {"quantization"},
     "backbone": {"checkpoint", "quantization"},
     "vision": {"checkpoint", "quantization"},
     "decoder": {"checkpoint", "quantization"},
