@@ -20,11 +20,12 @@ import torch
 from torch import nn
 
 from llada_core.backbone.config import BackboneConfig
-from llada_core.backbone.experts import Experts, Router, can_group
+from llada_core.backbone.experts import Experts, Router
 from llada_core.backbone.model import Backbone
 from llada_core.decoder.conditioning import SigVQEmbedder
 from llada_core.decoder.decode import AXES_LENS, decode_latents, sample_latents
 from llada_core.options import Decoding, Guidance, Sampling
+from llada_core.quantization.grouped import can_group
 from llada_core.sampling.diffusion import Canvas, Filled, Task
 
 from .support import add_json, load_oracle, show
@@ -126,7 +127,7 @@ def time_backbone(bench: Bench, sizes: Sizes) -> None:
     config = sizes.backbone
     backbone = bench.build(lambda: Backbone(config))
     banks = [part for part in backbone.modules() if isinstance(part, Experts)]
-    bench.figures["grouped expert product"] = "yes" if can_group(banks[0].gate_up.weight) else "no, a loop"
+    bench.figures["grouped expert product"] = "yes" if can_group(banks[0].gate_up.weight, sizes.dtype) else "no, a loop"
     mask = config.image_token_offset - 1
 
     def fill(prompts: list[list[int]], task: Task, graphs: bool) -> Filled:

@@ -34,6 +34,7 @@ from .options import Decoding, Guidance, Sampling, Sprint
 from .placement import PRECISIONS, ComponentManager, OneDevice, Placement, WorkingBytes
 from .preview_colours import colours
 from .progress import Progress, ProgressCallback, report
+from .quantization.modules import QuantizedLinear
 from .sampling.interleaved import Story, generate_interleaved
 from .sampling.tasks import Job, Usage, for_editing
 from .vision.preprocess import Normalisation, PixelBudgets, prepare
@@ -51,6 +52,7 @@ __all__ = [
     "LLaDAUni",
     "OneDevice",
     "Placement",
+    "QuantizedLinear",
     "Story",
     "WorkingBytes",
 ]

@@ -189,7 +189,8 @@ def capturable_sizes(backbone: Backbone, device: torch.device, rows: int, sizes:
     if any(parameter.device != device for parameter in backbone.parameters()):
         return []
     experts = [module for module in backbone.modules() if isinstance(module, Experts)]
-    kept = [n for n in sizes if not any(waits_for_gpu(module, rows * n) for module in experts)]
+    dtype = backbone.word_embeddings.weight.dtype
+    kept = [n for n in sizes if not any(waits_for_gpu(module, rows * n, dtype) for module in experts)]
     if len(kept) < len(sizes):
         left = ", ".join(str(rows * n) for n in sizes if n not in kept)
         log.info("rounds of %s tokens run without CUDA graphs: no kernel here sends so many to experts at once", left)

@@ -10,13 +10,13 @@ import torch
 from .. import prompts
 from ..backbone.attention_kernels import PART
 from ..backbone.config import BackboneConfig
-from ..backbone.experts import FEW_TOKENS
 from ..errors import InputError
 from ..image_tokens import ImageTokens
 from ..options import EDIT_GUIDANCE, IMAGE_STEPS, TEXT_STEPS, Guidance, Sampling, Sprint
 from ..placement import Placement
 from ..progress import Progress, ProgressCallback, TokenPreview, report
 from ..prompts import Prompts
+from ..quantization.grouped import WORKING_BYTES
 from ..vocabulary import Vocabulary
 from .diffusion import PREFILL, SCORED, Canvas, Filled, Task
 from .guidance import guided_rows
@@ -178,14 +178,13 @@ def working_bytes(
     run = min(length, PREFILL)
     expert_row = 2 * config.hidden_size + 3 * config.moe_intermediate_size
     experts = config.num_experts_per_tok * expert_row
-    padded = FEW_TOKENS * config.num_experts * expert_row * dtype.itemsize  # of a GPU without a grouped product
     dense = 6 * config.hidden_size + 3 * config.intermediate_size
     group = config.num_attention_heads // config.num_key_value_heads
     mask = run * length * (1 + group * (1 + dtype.itemsize))  # once more for each query of a key, and as numbers
     logits = (2 * rows + 3) * block_length  # as computed and in float32; three more of the guided ones
     if sprint:
         cache, logits = 2 * cache, max(logits, 3 * rows * SCORED)
-    layer = max(rows * (run * dtype.itemsize * (2 * experts + dense) + mask), padded)
+    layer = max(rows * (run * dtype.itemsize * (2 * experts + dense) + mask), WORKING_BYTES)
     return rows * cache + layer + 4 * logits * config.vocab_size
 
 

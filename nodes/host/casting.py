@@ -4,12 +4,15 @@ Modules are built by the engine or by a library, plain, and adopted here by exch
 to know the host, and the large weights of every component can stay in main memory where the card is small.
 """
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
 import comfy.ops
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...llada_core.engine import ExpertBank
+from ...llada_core.engine import ExpertBank, QuantizedLinear
 
 # A host without this class never loads a model in part, and nothing needs adopting.
 _Castable = getattr(comfy.ops, "CastWeightBiasOp", None)
@@ -52,14 +55,30 @@ class CastEmbedding(nn.Embedding, _Castable or object):
         return F.embedding(ids, _bring(self, ids.device, self.weight.dtype)[0])
 
 
-class CastExpertBank(ExpertBank, _Castable or object):
+class _CastStored:
+    """What brings the stored tensors of a quantized or fused weight to the card."""
+
+    @contextmanager
+    def stored_for(self, device: torch.device) -> Iterator[Mapping[str, torch.Tensor]]:
+        """The stored tensors by suffix, on the device; codes keep their type."""
+        if _away(self):
+            # The host's cast knows `weight` and `bias`; scales are small.
+            scales = [name for name in self.form.tensors(self.shape) if name != "weight"]
+            weight = _bring(self, device, self.weight.dtype)[0]
+            yield {"weight": weight} | {name: getattr(self, name).to(device) for name in scales}
+        else:
+            with super().stored_for(device) as stored:
+                yield stored
+
+
+class CastExpertBank(_CastStored, ExpertBank, _Castable or object):
     """The engine's expert bank with weights that may be away."""
 
     bias = None
 
-    def tensor_for(self, x: torch.Tensor) -> torch.Tensor:
-        """The bank [experts, out, in] where x is and in x's dtype."""
-        return _bring(self, x.device, x.dtype)[0] if _away(self) else super().tensor_for(x)
+
+class CastQuantizedLinear(_CastStored, QuantizedLinear, _Castable or object):
+    """The engine's quantized linear layer with weights that may be away."""
 
 
 _CASTABLE_CLASSES = {
@@ -67,6 +86,7 @@ _CASTABLE_CLASSES = {
     nn.Conv2d: CastConv2d,
     nn.Embedding: CastEmbedding,
     ExpertBank: CastExpertBank,
+    QuantizedLinear: CastQuantizedLinear,
 }
 
 

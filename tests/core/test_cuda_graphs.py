@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from llada_core.backbone import attention_kernels, experts
+from llada_core.backbone import attention_kernels
 from llada_core.backbone.cuda_graphs import CUDAGraphRunner
-from llada_core.backbone.experts import Experts, Router, can_group
+from llada_core.backbone.experts import Experts, Router
 from llada_core.options import Guidance, Sampling, Sprint
+from llada_core.quantization import grouped
+from llada_core.quantization.grouped import can_group
 from llada_core.sampling.diffusion import Canvas, Filled, Task
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -84,11 +86,11 @@ def test_each_type_takes_its_product(backbone):
     for dtype in (torch.bfloat16, torch.float32):
         bank = next(part for part in backbone(dtype).modules() if isinstance(part, Experts)).gate_up.weight
         grouping = torch.cuda.get_device_capability()[0] in (9, 10) and dtype == torch.bfloat16
-        assert can_group(bank) == grouping
+        assert can_group(bank, dtype) == grouping
 
 
 def test_sizes_that_would_be_read_back_are_not_captured(backbone, monkeypatch):
-    monkeypatch.setattr(experts, "FEW_TOKENS", 64)
+    monkeypatch.setattr(grouped, "FEW_TOKENS", 64)
     found, count = captured(canvas_of(backbone(torch.float32), [50, 90]))
     assert count == 1  # two rows of one block, not of two
     assert found == captured(canvas_of(backbone(torch.float32), [50, 90], graphs=False))[0]

@@ -1,13 +1,11 @@
 """The mixture of experts: the router against a loop over tokens, the banks against every expert on its own."""
 
-from functools import partial
-
 import pytest
 import torch
 import torch.nn.functional as F
 
-from llada_core.backbone import experts as module
-from llada_core.backbone.experts import Experts, Router, can_group, waits_for_gpu
+from llada_core.backbone.experts import Experts, Router, waits_for_gpu
+from llada_core.quantization import grouped
 
 
 def slow_router(x, weight, bias, c) -> list[dict[int, float]]:
@@ -96,10 +94,7 @@ def routed(tokens: int, experts: list[int], k: int = 3) -> tuple[torch.Tensor, t
 
 @pytest.mark.parametrize("experts", [list(range(8)), [1, 4, 6], [0, 1, 7]])  # some experts have no token at all
 @pytest.mark.parametrize("tokens", [1, 2, 33])
-@pytest.mark.parametrize("product", ["_looped", "_padded"])
-def test_products_equal_every_expert_computed_densely(bank, tokens, experts, product, monkeypatch):
-    products = {"_looped": module._looped, "_padded": partial(module._padded, most=tokens)}
-    monkeypatch.setattr(module, "_product", lambda *_: products[product])
+def test_experts_equal_every_expert_computed_densely(bank, tokens, experts):
     x, chosen, weights = routed(tokens, experts)
     out = bank(x, chosen, weights)
     assert out.dtype == torch.float32
@@ -118,30 +113,15 @@ def test_grouped_product_gets_what_the_kernel_asks_for(bank, monkeypatch):
             out[start:end] = rows[start:end] @ banks[expert]
         return out
 
-    monkeypatch.setattr(module, "can_group", lambda bank: True)
+    monkeypatch.setattr(grouped, "can_group", lambda bank, dtype: True)
     monkeypatch.setattr(torch, "_grouped_mm", grouped_mm, raising=False)
     x, chosen, weights = routed(17, [0, 2, 3, 5, 7])
     assert torch.allclose(bank(x, chosen, weights), every_expert(bank, x, chosen, weights), atol=1e-4)
 
 
-def test_torchs_own_grouped_product_agrees_where_it_runs(bank):
-    if not hasattr(torch, "_grouped_mm"):
-        pytest.skip("this torch has no grouped product")
-    x, chosen, _ = routed(16, list(range(8)))
-    flat = chosen.flatten()
-    order, ends = flat.argsort(stable=True), torch.bincount(flat, minlength=8).cumsum(0, dtype=torch.int32)
-    banks = bank.gate_up.weight.bfloat16(), bank.down.weight.bfloat16()
-    rows = x.bfloat16()[order // 3]
-    try:
-        grouped = module._grouped(rows, *banks, ends)
-    except RuntimeError as error:
-        pytest.skip(f"this torch has no grouped product on the CPU: {error}")
-    assert torch.allclose(grouped.float(), module._looped(rows, *banks, ends).float(), rtol=0.05, atol=0.05)
-
-
-def test_no_kernel_for_banks_on_the_cpu(bank):
-    assert not can_group(bank.gate_up.weight.bfloat16())
-    assert waits_for_gpu(bank, 1)
+def test_a_cpu_reads_the_numbers_of_pairs(bank):
+    assert not grouped.can_group(bank.gate_up.weight.bfloat16(), torch.bfloat16)
+    assert waits_for_gpu(bank, 1, torch.float32)
 
 
 def test_sum_over_experts_does_not_lose_small_terms(bank):

@@ -73,7 +73,7 @@ management.load_models_gpu = lambda *arguments, **named: None
 said: list[str] = []
 listener = logging.Handler()
 listener.emit = lambda record: said.append(record.getMessage())
-watched = logging.getLogger(f"{PACK}.nodes.host.manager")
+watched = logging.getLogger(f"{PACK}.nodes.host.component_manager")
 watched.setLevel(logging.INFO)
 watched.addHandler(listener)
 partial = work(model)
