@@ -120,6 +120,21 @@ def nodes_loaded_from(folder: Path) -> list[str]:
     return json.loads(answer.stdout.splitlines()[-1])
 
 
+def wrong_programs(folder: Path, published: Iterable[str]) -> list[str]:
+    """Programs for users that cannot be imported where only what is published is there."""
+    names = [name[:-3].replace("/", ".") for name in published if re.fullmatch(r"benchmarks/\w+\.py", name)]
+    found = []
+    program = "import sys, importlib; importlib.import_module(sys.argv[1])"
+    if "benchmarks.support" in names:
+        program += "; from benchmarks.support import load_oracle; load_oracle()"
+    for name in names:
+        command = [sys.executable, "-c", program, name]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+        if answer.returncode:
+            found.append(f"{name}: cannot be run as published ({answer.stderr.strip().splitlines()[-1]})")
+    return found
+
+
 def wrong_package(root: Path) -> list[str]:
     """What is wrong with the tree that users would get."""
     published = published_files(root)
@@ -131,6 +146,7 @@ def wrong_package(root: Path) -> list[str]:
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(root / name, tree / name)
         loaded, here = nodes_loaded_from(tree), nodes_loaded_from(root)
+        found += wrong_programs(tree, published)
     if not loaded or loaded != here:
         found.append(f"from what is published {len(loaded)} nodes load, from the repository {len(here)}")
     return found

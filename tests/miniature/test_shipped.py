@@ -1,19 +1,23 @@
 """The checkpoint that comes with the pack: whole, small, and with a card that says what it can do."""
 
+import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.quality import Quality
+from benchmarks.quality import Quality, measurements
 from dev.hosts.scenes import FIRST, SECOND
+from dev.miniature.export import STAGES
 from dev.miniature.sizes import BACKBONE, PREPROCESSOR
 from llada_core.engine import LLaDAUni
 from llada_core.options import Sprint
 
-SHIPPED = Path(__file__).parents[2] / "checkpoints" / "miniature"
+ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "checkpoints" / "miniature"
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +40,37 @@ def test_it_is_what_the_training_builds():
     assert json.loads((SHIPPED / "image_tokenizer" / "preprocessor_config.json").read_text()) == PREPROCESSOR
 
 
-def test_the_card_has_every_stage_and_every_figure():
+def table(page: str, heading: str) -> list[list[str]]:
+    """The cells of the first table under a heading, without its first two lines."""
+    lines = page.split(heading, 1)[1].splitlines()
+    first = next(n for n, line in enumerate(lines) if line.startswith("|"))
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[first + 2 :])
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def test_the_card_tells_of_every_stage_of_the_training():
     card = (SHIPPED / "README.md").read_text()
-    for stage in ("vae", "vision", "decoder", "turbo", "backbone"):
-        assert f"| {stage} |" in card
-    for row in ("redraw", "draw, plain", "draw, SPRINT", "questions, plain", "edit, plain", "stories, plain"):
-        assert f"| {row} |" in card
+    rows = table(card, "# A miniature")
+    assert [row[0] for row in rows] == list(STAGES)
+    for stage, steps, minutes, device, figures in rows:
+        assert int(steps.replace(",", "")) > 100, stage
+        assert float(minutes) > 0, stage
+        assert device, stage
+        assert re.match(r"loss \d", figures), stage
+
+
+def test_the_card_has_the_figures_of_the_benchmark_and_the_readme_repeats_them():
+    rows = table((SHIPPED / "README.md").read_text(), "## Measured")
+    assert [row[0] for row in rows] == list(measurements(Quality(None, 0, 0)))
+    assert all(0 <= float(row[1]) <= 100 for row in rows)
+    measured = [(float(right), float(rounds), float(speed)) for _, right, rounds, speed, _ in rows if speed]
+    told = table((ROOT / "README.md").read_text(encoding="utf-8"), "What it gets right")
+    assert len(told) > 5
+    for task, *cells in told[1:]:  # the first names the columns once more
+        for figures in (cells[:3], cells[3:6]):
+            if any(figures):
+                right, rounds, speed = (float(figure.replace(",", "")) for figure in figures)
+                assert any((r, n) == (right, rounds) and abs(s - speed) <= 0.5 for r, n, s in measured), task
 
 
 @pytest.mark.parametrize("sprint", [None, Sprint()])
