@@ -16,12 +16,13 @@ from .backbone.keys import open_backbone
 from .checkpoint.component import Component
 from .checkpoint.layout import Layout
 from .checkpoint.weights import read_json
-from .checks import check_size, check_text
+from .checks import PIXELS, check_size, check_text
 from .decoder.conditioning import CODES_KEY, open_embedder
 from .decoder.decode import (
     check_grid,
     decode_latents,
     decoder_working_bytes,
+    encode_picture,
     open_decoder,
     open_vae,
     sample_latents,
@@ -32,7 +33,7 @@ from .image_tokens import PATCH, ImageTokens
 from .libraries import without_partial_torchvision
 from .options import Decoding, Guidance, Sampling, Sprint
 from .placement import PRECISIONS, ComponentManager, OneDevice, Placement, WorkingBytes
-from .preview_colours import colours
+from .preview_colours import colour_chart, colours, fit_latents
 from .progress import Progress, ProgressCallback, report
 from .quantization.modules import QuantizedLinear
 from .sampling.interleaved import Story, generate_interleaved
@@ -105,6 +106,7 @@ class LLaDAUni:
         self.layout = Layout.open(Path(folder))
         self.manager = manager or OneDevice()
         self._palette: torch.Tensor | None = None
+        self._latent_colours: torch.Tensor | None = None
         self._budgets = PixelBudgets()
         self._warned = False
         self.config = BackboneConfig.from_dict(read_json("backbone", self.layout.root / "config.json"))
@@ -159,6 +161,19 @@ class LLaDAUni:
             ((_, embedding),) = source.read([CODES_KEY])
             self._palette = colours(embedding)
         return self._palette
+
+    def latent_colours(self) -> torch.Tensor | None:
+        """The map from the decoder's latents to colours, float32 [channels + 1, 3] (`preview_colours.fit_latents`).
+
+        Fitted once, by encoding a chart with this checkpoint's VAE, which it loads; None without a VAE.
+        """
+        if self._latent_colours is None and self.layout.has("vae"):
+            chart = colour_chart()
+            size = [side // PIXELS for side in chart.shape[:2]]
+            placement = self._place("vae", lambda config, dtype: vae_working_bytes(*size, dtype, config))
+            latents = encode_picture(placement.module, chart, placement.device, placement.dtype)
+            self._latent_colours = fit_latents(latents, chart)
+        return self._latent_colours
 
     def encode(
         self,

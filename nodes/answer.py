@@ -104,4 +104,6 @@ class ImageQA(io.ComfyNode):
             )
             log.info("LLaDA-Uni answer: %s", answer.usage)
             answers.append(answer.text)
+        said = "\n\n".join(answers)
+        progress.finish(said if images is not None else f"[No picture is connected: answered without one.]\n\n{said}")
         return io.NodeOutput(answers, ui={"text": answers})

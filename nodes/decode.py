@@ -1,5 +1,7 @@
 """Semantic-Token Decode."""
 
+import time
+
 import torch
 from comfy_api.latest import io
 
@@ -56,7 +58,13 @@ class Decode(io.ComfyNode):
     def execute(cls, model, tokens, turbo: bool, steps: int, seed: int) -> io.NodeOutput:
         """Decode every grid."""
         decoding = Decoding(turbo=turbo, steps=steps, seed=seed)
-        images = model.decode(tokens, decoding, progress=host.Reporter(cls.hidden, model))
+        began = time.perf_counter()
+        reporter = host.Reporter(cls.hidden, model, latents=True)
+        images = model.decode(tokens, decoding, progress=reporter)
+        sizes = ", ".join(dict.fromkeys(f"{image.shape[1]}x{image.shape[0]}" for image in images))
+        many = f"{len(images)} pictures" if len(images) > 1 else "1 picture"
+        took = time.perf_counter() - began
+        reporter.finish(f"{many}, {sizes}, {decoding.rounds} steps, {took:.1f} s", images[-1])
         if len({image.shape for image in images}) == 1:
             return io.NodeOutput([torch.stack(images)])
         return io.NodeOutput([image[None] for image in images])

@@ -72,6 +72,7 @@ class Interleave(io.ComfyNode):
     ) -> io.NodeOutput:
         """Tell the story."""
         choice = sampling or SamplingChoice()
+        reporter = host.Reporter(cls.hidden, model)
         story = model.interleave(
             instruction,
             max_images,
@@ -79,8 +80,11 @@ class Interleave(io.ComfyNode):
             sampling=replace(choice.sampling, steps=steps),
             guidance=choice.guidance(guidance),
             seed=seed,
-            progress=host.Reporter(cls.hidden, model),
+            progress=reporter,
         )
         log.info("LLaDA-Uni story: %s; %s", story.usage, story.ending)
-        text = story.text if story.complete else f"{story.text}\n\n[The story ends here: {story.ending}.]"
-        return io.NodeOutput(story.tokens or host.blocked(), text.strip())
+        # A story that the model ended before its first picture is complete, and not what anyone asked for.
+        told = story.complete and story.tokens is not None
+        text = (story.text if told else f"{story.text}\n\n[The story ends here: {story.ending}.]").strip()
+        reporter.finish(text)
+        return io.NodeOutput(story.tokens or host.blocked(), text)

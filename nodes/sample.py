@@ -117,6 +117,7 @@ class Sample(io.ComfyNode):
     ) -> io.NodeOutput:
         """Draw or edit."""
         choice = sampling or SamplingChoice()
+        reporter = host.Reporter(cls.hidden, model)
         drawn = model.generate(
             prompt,
             height,
@@ -127,7 +128,8 @@ class Sample(io.ComfyNode):
             guidance=choice.guidance(guidance),
             sprint=sprint,
             seed=seed,
-            progress=host.Reporter(cls.hidden, model),
+            progress=reporter,
         )
         log.info("LLaDA-Uni sample: %s", drawn.usage)
+        reporter.finish(str(drawn.usage))
         return io.NodeOutput(drawn.tokens, drawn.thinking)

@@ -53,6 +53,7 @@ class SaveTokens(io.ComfyNode):
                 ),
             ],
             outputs=[Tokens.Output(display_name="tokens", tooltip="The same tokens.")],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -61,6 +62,7 @@ class SaveTokens(io.ComfyNode):
         """Write the next free file of that prefix."""
         path, label = host.next_token_file(filename_prefix)
         save_tokens(tokens, path)
+        host.say(cls.hidden, f"Saved: {label}")
         return io.NodeOutput(tokens, ui={"text": [label]})
 
 

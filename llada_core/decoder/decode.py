@@ -233,6 +233,22 @@ def decode_latents(vae: nn.Module, latents: torch.Tensor, device: torch.device, 
     return (image.float().cpu() + 1).div(2).clamp(0, 1).permute(0, 2, 3, 1).contiguous()
 
 
+@torch.no_grad()
+def encode_picture(vae: nn.Module, picture: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """A picture -> its latents, the mean of what the VAE gives.
+
+    Args:
+        vae, device, dtype: as for `decode_latents`.
+        picture: float32 [H, W, 3] in 0...1, H and W multiples of 8.
+
+    Returns:
+        float32 [1, latent_channels, H / 8, W / 8] on the CPU, in the decoder's scale.
+    """
+    x = (picture.movedim(-1, 0)[None] * 2 - 1).to(device, vae_dtype(dtype))
+    mean = vae.encode(x).latent_dist.mean.float().cpu()
+    return (mean - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+
+
 def _decode_tiled(vae: nn.Module, z: torch.Tensor) -> torch.Tensor:
     # The library's tiles are as large as the VAE's training images, 1024 pixels, which helps no 1024-pixel picture.
     before = vae.use_tiling, vae.tile_latent_min_size, vae.tile_sample_min_size

@@ -9,7 +9,7 @@ from .folders import (
     token_file,
     token_file_names,
 )
-from .progress import Reporter, blocked
+from .progress import Reporter, blocked, say
 
 __all__ = [
     "HostComponentManager",
@@ -19,6 +19,7 @@ __all__ = [
     "checkpoint_path",
     "fingerprint",
     "next_token_file",
+    "say",
     "token_file",
     "token_file_names",
 ]

@@ -9,12 +9,14 @@ import torch
 from comfy.cli_args import LatentPreviewMethod, args
 from PIL import Image
 
+from ...llada_core.preview_colours import latent_colours
 from ...llada_core.progress import TokenPreview
 
 log = logging.getLogger(__name__)
 
 SHARE = 0.01  # of a run's time that previews may take
-GRID_PIXELS = 256  # longer side of a drawn token grid: larger costs more than it shows
+CELL = 32  # pixels of a token in the decoded picture, each way
+MOST_PIXELS = 2048  # longer side of a preview; smaller ones have the size of the picture, for the host shows their size
 MASKED, HATCHING = 44, 72  # grey levels of cells that are still masked
 
 HostPreview = tuple[str, Image.Image, int | None]
@@ -48,12 +50,15 @@ class Previewer:
     Args:
         palette: -> uint8 [codes, 3], a colour for each image code, or None where there is none; called at most once.
         device: where latents are.
+        latent_colours: float32 [channels + 1, 3], the map from latents to colours; None where no latents are shown.
     """
 
-    def __init__(self, palette: Callable[[], torch.Tensor | None], device: torch.device):
-        self._palette, self._device = palette, device
+    def __init__(
+        self, palette: Callable[[], torch.Tensor | None], device: torch.device, latent_colours: torch.Tensor | None
+    ):
+        self._palette, self._device, self._latent_colours = palette, device, latent_colours
         self._colours: np.ndarray | None = None
-        self._latents = None
+        self._taesd = None
 
     @staticmethod
     def wanted() -> bool:
@@ -62,23 +67,40 @@ class Previewer:
 
     def draw(self, shown: object) -> HostPreview | None:
         """The host's form of a preview: of a TokenPreview or of latents [1, 16, h, w]."""
-        return self._grid(shown.codes) if isinstance(shown, TokenPreview) else self._latent(shown)
+        picture = self._grid(shown.codes) if isinstance(shown, TokenPreview) else self._latent(shown)
+        return None if picture is None else ("JPEG", picture, None)
 
-    def _grid(self, codes: torch.Tensor) -> HostPreview | None:
+    def _grid(self, codes: torch.Tensor) -> Image.Image | None:
         if self._colours is None:
             palette = self._palette()
             if palette is None:
                 return None
             self._colours = palette.numpy()
-        return "JPEG", draw_grid(codes.numpy(), self._colours), None
+        return draw_grid(codes.numpy(), self._colours)
 
-    def _latent(self, latents: torch.Tensor) -> HostPreview | None:
-        if self._latents is None:
-            import latent_preview
-            from comfy.latent_formats import Flux
+    def _latent(self, latents: torch.Tensor) -> Image.Image | None:
+        if args.preview_method == LatentPreviewMethod.TAESD:
+            if self._taesd is None:
+                import latent_preview
+                from comfy.latent_formats import Flux
 
-            self._latents = latent_preview.get_previewer(self._device, Flux())
-        return self._latents.decode_latent_to_preview_image("JPEG", latents.float())
+                self._taesd = latent_preview.get_previewer(self._device, Flux())
+            return self._taesd.decode_latent_to_preview_image("JPEG", latents.float())[1]
+        if self._latent_colours is None:
+            return None
+        picture = Image.fromarray(latent_colours(latents, self._latent_colours).numpy())
+        return picture.resize(_shown_size(*(8 * side for side in picture.size)), Image.Resampling.BILINEAR)
+
+
+def picture_preview(image: torch.Tensor) -> HostPreview:
+    """The host's form of a finished picture, float [height, width, 3] in 0...1."""
+    picture = Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+    return "JPEG", picture.resize(_shown_size(*picture.size)), None
+
+
+def _shown_size(width: int, height: int) -> tuple[int, int]:
+    scale = min(MOST_PIXELS / max(width, height), 1.0)
+    return max(round(width * scale), 1), max(round(height * scale), 1)
 
 
 def draw_grid(codes: np.ndarray, colours: np.ndarray) -> Image.Image:
@@ -88,7 +110,7 @@ def draw_grid(codes: np.ndarray, colours: np.ndarray) -> Image.Image:
         codes: int [h, w], -1 where masked.
         colours: uint8 [codes, 3].
     """
-    cell = max(GRID_PIXELS // max(codes.shape), 2)
+    cell = max(min(CELL, MOST_PIXELS // max(codes.shape)), 1)
     cells = np.where(codes[..., None] < 0, 0, colours[codes]).astype(np.uint8)
     picture = cells.repeat(cell, 0).repeat(cell, 1)
     masked = (codes < 0).repeat(cell, 0).repeat(cell, 1)

@@ -2,11 +2,12 @@
 
 import comfy.model_management as management
 import comfy.utils
+import torch
 from server import PromptServer
 
 from ...llada_core.engine import LLaDAUni
 from ...llada_core.progress import Progress
-from .previews import Previewer, Throttle
+from .previews import Previewer, Throttle, picture_preview
 
 _STAGES = {
     "encode": "Encoding image",
@@ -30,11 +31,15 @@ class Reporter:
     Args:
         hidden: the node's hidden inputs with unique_id, or None where the host gives none.
         model: whose work it is.
+        latents: latents will be shown; what their colours are is learnt now, for it needs the VAE on the device.
     """
 
-    def __init__(self, hidden, model: LLaDAUni):
+    def __init__(self, hidden, model: LLaDAUni, latents: bool = False):
         self._node = getattr(hidden, "unique_id", None)
-        self._previewer = Previewer(model.palette, management.get_torch_device()) if Previewer.wanted() else None
+        self._previewer = None
+        if Previewer.wanted():
+            colours = model.latent_colours() if latents else None
+            self._previewer = Previewer(model.palette, management.get_torch_device(), colours)
         self._pictures, self._texts = Throttle(), Throttle()
         self._bar: comfy.utils.ProgressBar | None = None
         self._stage = ""
@@ -61,15 +66,40 @@ class Reporter:
         self._bar.update_absolute(progress.done, progress.total, picture)
         return True
 
+    def finish(self, text: str, picture: torch.Tensor | None = None) -> None:
+        """Leave on the node what was made, in place of the last round.
+
+        Args:
+            text: one line of what it took, or the whole text that was written.
+            picture: the finished picture, float [height, width, 3]; None leaves the last preview.
+        """
+        if picture is not None and self._previewer is not None and self._bar is not None:
+            self._bar.update_absolute(self._bar.total, self._bar.total, picture_preview(picture))
+        if self._node is not None:
+            self._send(text)
+
     def _say(self, progress: Progress) -> None:
         text = f"{_STAGES[progress.stage]} {progress.done} of {progress.total}"
         if progress.stage in _TEXT_STAGES and progress.preview is not None:
             last = progress.done == progress.total
             text = (self._texts.run(progress.preview, last) or self._said or text)[-_TEXT_SHOWN:]
         if text != self._said:
-            self._said = text
-            server = PromptServer.instance
-            server.send_progress_text(text, self._node, server.client_id)
+            self._send(text)
+
+    def _send(self, text: str) -> None:
+        self._said = text
+        _send_text(text, self._node)
+
+
+def say(hidden, text: str) -> None:
+    """Show a text on a node that has no rounds to report; `hidden` as for `Reporter`."""
+    if (node := getattr(hidden, "unique_id", None)) is not None:
+        _send_text(text, node)
+
+
+def _send_text(text: str, node: str) -> None:
+    server = PromptServer.instance
+    server.send_progress_text(text, node, server.client_id)
 
 
 def blocked():

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from llada_core.preview_colours import colours
+from dev.hosts.base_folder import ROOT
+from dev.hosts.scenes import SECOND
+from dev.miniature.world import render
+from llada_core import LLaDAUni, OneDevice
+from llada_core.decoder.decode import encode_picture
+from llada_core.preview_colours import colours, latent_colours
+from llada_core.vision.preprocess import to_pixels
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +54,10 @@ def test_a_grid_shows_colours_where_known_and_hatching_where_masked(host_package
     codes = np.array([[0, -1], [1, 1]])
     palette = np.array([[255, 0, 0], [0, 0, 255]], dtype=np.uint8)
     picture = np.asarray(host_package("previews").draw_grid(codes, palette))
-    assert picture.shape == (256, 256, 3)
-    assert (picture[:128, :128] == [255, 0, 0]).all()
-    assert (picture[128:] == [0, 0, 255]).all()
-    masked = picture[:128, 128:]
+    assert picture.shape == (64, 64, 3)  # the decoded picture's size, which the front end writes below it
+    assert (picture[:32, :32] == [255, 0, 0]).all()
+    assert (picture[32:] == [0, 0, 255]).all()
+    masked = picture[:32, 32:]
     assert set(np.unique(masked)) == {44, 72}
     assert (masked[..., 0] == masked[..., 2]).all()  # grey
 
@@ -70,6 +76,39 @@ def test_colours_are_stable_use_the_whole_range_and_follow_the_features():
     within = groups.std(1).mean()
     between = groups.mean(1).std(0).mean()
     assert between > 2 * within
+
+
+def test_latents_have_the_colours_of_the_checkpoints_own_vae():
+    """Shown by the map, a picture's latents look like the picture made small; by a wrong map they do not."""
+    model = LLaDAUni(ROOT / "checkpoints" / "miniature", OneDevice("cpu", torch.float32))
+    vae = model._place("vae")
+    picture = to_pixels(render(SECOND).convert("RGB")).movedim(0, -1) / 255
+    latents = encode_picture(vae.module, picture, vae.device, vae.dtype)
+    small = picture.unflatten(1, (-1, 8)).unflatten(0, (-1, 8)).mean((1, 3))
+    factors = model.latent_colours()
+    assert model.latent_colours() is factors  # once
+    wrong = factors.flip(0)
+    near, far = ((latent_colours(latents, f).float() / 255 - small).abs().mean() for f in (factors, wrong))
+    assert near < 0.1
+    assert far > 2 * near
+
+
+def test_the_end_stands_on_the_node_in_place_of_the_last_round(host_package, monkeypatch):
+    progress, previews = host_package("progress"), host_package("previews")
+    monkeypatch.setattr(previews.args, "preview_method", previews.LatentPreviewMethod.Latent2RGB)
+    said, shown = [], []
+    server = SimpleNamespace(client_id="c", send_progress_text=lambda text, node, client: said.append(text))
+    monkeypatch.setattr(progress, "PromptServer", SimpleNamespace(instance=server))
+    model = SimpleNamespace(palette=lambda: None, latent_colours=lambda: torch.zeros(17, 3))
+    reporter = progress.Reporter(SimpleNamespace(unique_id="7"), model, latents=True)
+    reporter(progress.Progress(3, 24, "decoder", lambda: torch.zeros(1, 16, 8, 12)))
+    bar = reporter._bar
+    monkeypatch.setattr(bar, "update_absolute", lambda done, total, picture: shown.append((done, total, picture)))
+    reporter.finish("1 picture, 96x64, 8 steps, 0.1 s", torch.ones(64, 96, 3))
+    assert said[-1] == "1 picture, 96x64, 8 steps, 0.1 s"
+    ((done, total, (kind, picture, limit)),) = shown
+    assert (done, total, kind, picture.size, limit) == (24, 24, "JPEG", (96, 64), None)
+    assert picture.getpixel((5, 5)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("on", [False, True])
