@@ -51,6 +51,7 @@ __all__ = [
     "ExpertBank",
     "Generation",
     "LLaDAUni",
+    "Layout",
     "OneDevice",
     "Placement",
     "QuantizedLinear",

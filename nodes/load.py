@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..llada_core.engine import ATTENTION_KINDS, PRECISIONS, LLaDAUni
+from ..llada_core.engine import ATTENTION_KINDS, PRECISIONS
 from . import host
 from .types import CATEGORY, Model
 
@@ -47,10 +47,9 @@ class Loader(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str, **_) -> str:
         """Changes when a file of the checkpoint does, so that a repaired checkpoint is opened again."""
-        return host.fingerprint(host.checkpoint_path(checkpoint))
+        return host.checkpoint_fingerprint(checkpoint)
 
     @classmethod
     def execute(cls, checkpoint: str, precision: str, attention: str) -> io.NodeOutput:
         """Open the checkpoint; its parts will live under the host's memory management."""
-        manager = host.HostComponentManager(precision)
-        return io.NodeOutput(LLaDAUni(host.checkpoint_path(checkpoint), manager, attention))
+        return io.NodeOutput(host.open_checkpoint(checkpoint, precision, attention))

@@ -90,7 +90,7 @@ class LoadTokens(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, file: str) -> str:
         """Changes with the file."""
-        return host.fingerprint(host.token_file(file))
+        return host.token_file_fingerprint(file)
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:

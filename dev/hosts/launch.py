@@ -1,15 +1,19 @@
 """Runs a Python program where torchvision may have been built for another torch.
 
 ComfyUI imports torchvision, whose Python half asks for two operators that only its compiled half declares. On a CPU
-machine without that half the declarations are enough: no test of ours resizes through them. Without `--cpu` nothing is
-done: ComfyUI chooses torch's allocator, so torch must not have been imported before it.
+machine without that half the declarations are enough: no test of ours resizes through them. Newer ones import
+torchaudio too; where there is none an empty module stands in, as no node of ours hears anything. Without `--cpu`
+nothing is done: ComfyUI chooses torch's allocator, so torch must not have been imported before it.
 
 Usage: python launch.py <program> [arguments]
 """
 
+import importlib.util
 import runpy
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 
@@ -33,7 +37,20 @@ def import_torchvision() -> Any:
         return declare_operators()
 
 
+def stand_in_for_torchaudio() -> None:
+    """Put an empty torchaudio where none is installed."""
+    if importlib.util.find_spec("torchaudio") is None:
+        for name in ("torchaudio", "torchaudio.functional", "torchaudio.transforms"):
+            sys.modules[name] = ModuleType(name)
+            sys.modules[name].__spec__ = ModuleSpec(name, None)  # transformers asks for it
+            parent, _, leaf = name.rpartition(".")
+            if parent:
+                setattr(sys.modules[parent], leaf, sys.modules[name])
+
+
 if __name__ == "__main__":
+    if "--cpu" in sys.argv:
+        stand_in_for_torchaudio()
     declared = import_torchvision() if "--cpu" in sys.argv else None
     sys.argv = sys.argv[1:]
     sys.path.insert(0, str(Path(sys.argv[0]).parent))

@@ -66,6 +66,23 @@ class Layout:
         """Whether all files of a part are there."""
         return part not in self.missing
 
+    @staticmethod
+    def files(root: Path) -> list[Path]:
+        """The files that make up the checkpoint in a folder, those that are there, sorted.
+
+        Nothing else in the folder changes what is read from it. An index that cannot be read names no shards; `open`
+        and `backbone_files` say what is wrong with it.
+        """
+        names = ["config.json", "tokenizer.json", INDEX, SINGLE]
+        names += [name for files in _PARTS.values() for options in files for name in _options(options)]
+        try:
+            listed = read_json("backbone", root / INDEX).get("weight_map")
+        except CheckpointError:
+            listed = None
+        if isinstance(listed, dict):
+            names += [name for name in listed.values() if isinstance(name, str) and Path(name).name == name]
+        return sorted(path for path in {root / name for name in names} if path.is_file())
+
     def backbone_files(self) -> TensorFiles:
         """The backbone's shards, from the index or the single file. Raises CheckpointError where one is missing."""
         index = self.root / INDEX

@@ -83,11 +83,19 @@ class TensorFiles:
 
 
 class PickledTensors:
-    """The tensors of one `.pt` file, with the interface of TensorFiles. Nothing but tensors is ever unpickled."""
+    """The tensors of one `.pt` file, with the interface of TensorFiles. Nothing but tensors is ever unpickled.
+
+    The file is mapped while it is looked at and while it is read, never in between: Windows lets nobody replace a
+    mapped file.
+    """
 
     def __init__(self, label: str, path: Path):
-        self.label = label
-        expected = "a dictionary of tensors"
+        self.label, self._path = label, path
+        self.entries = {key: Entry(path, tuple(t.shape), str(t.dtype)) for key, t in self._mapped().items()}
+
+    def _mapped(self) -> dict[str, torch.Tensor]:
+        """All tensors, on a map that closes with the last of them."""
+        label, path, expected = self.label, self._path, "a dictionary of tensors"
         if not path.is_file():
             raise CheckpointError(f"{label}: {path.name}", "no such file", expected, DOWNLOAD)
         try:
@@ -98,13 +106,17 @@ class PickledTensors:
             raise CheckpointError(f"{label}: {path.name}", found, expected, remedy) from error
         if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
             raise CheckpointError(f"{label}: {path.name}", type(tensors).__name__, expected, DOWNLOAD)
-        self._tensors = tensors
-        self.entries = {key: Entry(path, tuple(t.shape), str(t.dtype)) for key, t in tensors.items()}
+        return tensors
 
     def read(self, keys: Iterable[str]) -> Iterable[tuple[str, torch.Tensor]]:
-        """Yield (key, tensor)."""
+        """Yield (key, a copy of the tensor). Raises CheckpointError where the file has changed since it was opened."""
+        tensors = self._mapped()
         for key in keys:
-            yield key, self._tensors[key]
+            entry, found = self.entries[key], tensors.get(key)
+            if found is None or (tuple(found.shape), str(found.dtype)) != (entry.shape, entry.dtype):
+                remedy = "Load the checkpoint again; wait until a download has ended."
+                raise CheckpointError(f"{self.label}: {entry.file.name}", "another file", "the one opened", remedy)
+            yield key, found.clone()
 
 
 Place = Callable[[str], Slot | None]

@@ -1,25 +1,28 @@
 """All that the nodes know of ComfyUI: folders, memory management, progress. Nothing else imports comfy.*"""
 
-from .component_manager import HostComponentManager
 from .folders import (
+    checkpoint_fingerprint,
     checkpoint_names,
     checkpoint_path,
-    fingerprint,
     next_token_file,
     token_file,
+    token_file_fingerprint,
     token_file_names,
 )
+from .model import HostedModel, open_checkpoint
 from .progress import Reporter, blocked, say
 
 __all__ = [
-    "HostComponentManager",
+    "HostedModel",
     "Reporter",
     "blocked",
+    "checkpoint_fingerprint",
     "checkpoint_names",
     "checkpoint_path",
-    "fingerprint",
     "next_token_file",
+    "open_checkpoint",
     "say",
     "token_file",
+    "token_file_fingerprint",
     "token_file_names",
 ]

@@ -52,7 +52,10 @@ class CastEmbedding(nn.Embedding, _Castable or object):
         """ids int64 [...] -> [..., width]."""
         if not _away(self):
             return super().forward(ids)
-        return F.embedding(ids, _bring(self, ids.device, self.weight.dtype)[0])
+        if self.weight_function:  # a patch is of the whole table
+            return F.embedding(ids, _bring(self, ids.device, self.weight.dtype)[0])
+        # The table is hundreds of MB, and a round looks up a few rows of it.
+        return F.embedding(ids.to(self.weight.device), self.weight).to(ids.device)
 
 
 class _CastStored:

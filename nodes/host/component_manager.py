@@ -42,6 +42,10 @@ class HostComponentManager:
         self._patchers: dict[str, tuple[ModelPatcher, torch.dtype]] = {}
         self._said = False
 
+    def patchers(self) -> list[ModelPatcher]:
+        """The host's models of the parts that are loaded."""
+        return [patcher for patcher, _ in self._patchers.values()]
+
     def place(self, part: str, component: Component, working_bytes: WorkingBytes) -> Placement:
         """Load where needed, make room, and bring to the device as much as the host allows."""
         if part not in self._patchers:

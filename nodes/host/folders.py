@@ -1,11 +1,12 @@
 """Where checkpoints and token files lie. Only what is listed here can be opened."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import folder_paths
 
+from ...llada_core.engine import Layout
 from ...llada_core.errors import InputError
 
 CHECKPOINTS = "llada_uni"
@@ -57,10 +58,18 @@ def _checkpoint_folders(base: Path) -> Iterator[Path]:
         seen.add(real)
 
 
-def fingerprint(path: Path) -> str:
-    """A text that changes when a file at or under `path` is written anew."""
-    files = sorted(p for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file())
-    return repr([(p.relative_to(path).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in files])
+def checkpoint_fingerprint(name: str) -> str:
+    """A text that changes when a file that is part of a listed checkpoint is written anew, and else never."""
+    return _fingerprint(Layout.files(checkpoint_path(name)))
+
+
+def token_file_fingerprint(name: str) -> str:
+    """A text that changes when a listed token file is written anew."""
+    return _fingerprint([token_file(name)])
+
+
+def _fingerprint(files: Iterable[Path]) -> str:
+    return repr([(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files])
 
 
 def token_file_names() -> list[str]:

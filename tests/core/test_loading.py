@@ -1,6 +1,7 @@
 """Weights from files into modules: every published form of the keys, FP8, and checkpoints with some parts only."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -258,3 +259,24 @@ def test_reading_is_reported_and_can_be_stopped(model):
     with pytest.raises(InterruptedError):
         component.load(torch.float32, stop)
     assert all(p.is_meta for p in component.module.parameters())
+
+
+def test_the_pickled_file_is_not_kept_open(checkpoint_copy):
+    path = checkpoint_copy / "image_tokenizer" / "sigvq_embedding.pt"
+    maps = Path("/proc/self/maps")
+    if not maps.is_file():
+        pytest.skip("this system does not list what a process has mapped")
+    model = LLaDAUni(checkpoint_copy)
+    assert path.name not in maps.read_text()
+    loaded = model.components["sigvq"].load(torch.float32)
+    assert model.palette() is not None
+    assert path.name not in maps.read_text()
+    assert loaded.codes.weight.abs().sum() > 0  # a copy: it lives on
+
+
+def test_a_pickled_file_that_changed_under_an_open_model_is_refused(checkpoint_copy):
+    path = checkpoint_copy / "image_tokenizer" / "sigvq_embedding.pt"
+    component = LLaDAUni(checkpoint_copy).components["sigvq"]
+    torch.save({name: t[:1].clone() for name, t in torch.load(path, weights_only=True).items()}, path)
+    with pytest.raises(CheckpointError, match="another file"):
+        component.load(torch.float32)

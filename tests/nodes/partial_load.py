@@ -1,6 +1,7 @@
 """Run by test_partial_load.py inside a real ComfyUI's own modules: the components, whole and in part.
 
-Usage: python partial_load.py <ComfyUI folder> <checkpoint> [options for ComfyUI]. Prints a JSON object.
+Usage: python partial_load.py <ComfyUI folder> <checkpoint> [options for ComfyUI]. Prints a JSON object. With --cpu the
+device that computes is a stand-in, so that what the host keeps off it is elsewhere; without, it is the host's own.
 """
 
 import gc
@@ -24,12 +25,23 @@ importlib.import_module("utils.extra_config")  # first, as in main.py: another l
 import comfy.model_management as management  # noqa: E402
 import torch  # noqa: E402
 
+sys.path.insert(0, str(Path(__file__).parent))
+from stand_in_card import CARD, OnCard, stand_in_card  # noqa: E402
+
+if "--cpu" in OPTIONS:
+    ROOM = 2**40
+    card = stand_in_card()
+    card.__enter__()
+    management.get_torch_device = management.vae_device = lambda *_: CARD
+    management.get_free_memory = lambda *_, torch_free_too=False, **__: (ROOM, ROOM) if torch_free_too else ROOM
+    management.soft_empty_cache = lambda *_, **__: None
+
 # As the host loads a pack: under a name of its own, whatever its folder is called.
 PACK, ROOT = "pack_under_test", Path(__file__).resolve().parents[2]
 spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
 sys.modules[PACK] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules[PACK])
-host = importlib.import_module(f"{PACK}.nodes.host")
+managers = importlib.import_module(f"{PACK}.nodes.host.component_manager")
 casting = importlib.import_module(f"{PACK}.nodes.host.casting")
 engine = importlib.import_module(f"{PACK}.llada_core.engine")
 options = importlib.import_module(f"{PACK}.llada_core.options")
@@ -50,12 +62,13 @@ def away(patcher) -> list[torch.nn.Module]:
     return [m for m in patcher.model.modules() if getattr(m, "comfy_cast_weights", False)]
 
 
-manager = host.HostComponentManager("auto")
+manager = managers.HostComponentManager("fp32")
 model = engine.LLaDAUni(Path(CHECKPOINT), manager)
 whole = work(model)
 there = [casting.fully_resident(p.model, p.load_device) for p, _ in manager._patchers.values()]
 patchers = {part: patcher for part, (patcher, _) in manager._patchers.items()}
-report = {"parts": sorted(patchers), "loaded": len(management.current_loaded_models), "there when whole": there}
+report = {"devices": sorted({str(d) for p in patchers.values() for d in (p.load_device, p.offload_device)})}
+report |= {"parts": sorted(patchers), "loaded": len(management.current_loaded_models), "there when whole": there}
 
 management.unload_all_models()
 report["loaded after unloading"] = len(management.current_loaded_models)
@@ -80,8 +93,16 @@ partial = work(model)
 report["said in part"] = said
 report["equal"] = [torch.equal(a, b) for a, b in zip(whole, partial, strict=True)]
 
+table = casting.make_castable(torch.nn.Embedding(50, 8, dtype=torch.float32))
+table.comfy_cast_weights = True  # as the host marks a layer that it keeps off the card
+if "--cpu" in OPTIONS:
+    ids = torch.tensor([3, 1, 4]).to(CARD)
+    OnCard.arrived = 0
+    table(ids)
+    report["embedding rows shipped"] = OnCard.arrived / table.weight[0].nbytes
+
 alive = [weakref.ref(patcher.model) for patcher in patchers.values()]
-del model, manager, patchers, patcher
+del model, manager, patchers, patcher, table
 management.current_loaded_models.clear()
 gc.collect()
 report["alive after the model is dropped"] = sum(ref() is not None for ref in alive)

