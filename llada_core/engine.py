@@ -136,9 +136,8 @@ class LLaDAUni:
             self._components["sigvq"] = open_embedder(self.layout.require("sigvq"))
             embedder = self._components["sigvq"].module
             self._check_codebook(embedder.codes.num_embeddings, "image_tokenizer/sigvq_embedding.pt")
-            for part in ("decoder", "decoder-turbo"):
-                if self.layout.has(part):
-                    self._components[part] = open_decoder(self.layout.require(part), embedder.outer.out_features)
+            for part in filter(self.layout.has, ("decoder", "decoder-turbo")):
+                self._components[part] = open_decoder(self.layout.require(part), embedder.outer.out_features)
         if self.layout.has("vae"):
             self._components["vae"] = open_vae(self.layout.require("vae"))
 
@@ -333,11 +332,7 @@ class LLaDAUni:
         part = "decoder-turbo" if decoding.turbo else "decoder"
         for needed in ("sigvq", part, "vae"):
             self.layout.require(needed)
-        for grid in tokens.grids:
-            check_grid(*grid.shape)
-        self._warn_of_size(max(grid.numel() for grid in tokens.grids))
-        embedder = self._place("sigvq")
-        features = [embedder.module(grid.to(embedder.device)).cpu() for grid in tokens.grids]
+        features = self.features(tokens)
         latents = []
         for index, (size, given) in enumerate(zip(tokens.sizes, features, strict=True)):
             placement = self._place(part, lambda config, dtype, size=size: decoder_working_bytes(*size, dtype, config))
@@ -358,12 +353,18 @@ class LLaDAUni:
         report(progress, Progress(len(latents), len(latents), "pixels"))
         return images
 
-    def _warn_of_size(self, count: int) -> None:
-        """Say once that a picture is larger than those the decoders were trained on (docs/model.md, Parts)."""
-        trained = self._budgets.edit // PATCH**2
-        if count > trained and not self._warned:
+    def features(self, tokens: ImageTokens) -> list[torch.Tensor]:
+        """What the decoders are conditioned on (docs/model.md, Decoding): [4·h·w, width] for each grid, on the CPU."""
+        tokens = tokens.for_codebook(self.codebook_size)
+        self.layout.require("sigvq")
+        for grid in tokens.grids:
+            check_grid(*grid.shape)
+        largest, trained = max(grid.numel() for grid in tokens.grids), self._budgets.edit // PATCH**2
+        if largest > trained and not self._warned:
             self._warned = True
-            log.warning("decoding %d tokens; up to %d were trained, larger pictures lose detail", count, trained)
+            log.warning("decoding %d tokens; up to %d were trained, larger pictures lose detail", largest, trained)
+        embedder = self._place("sigvq")
+        return [embedder.module(grid.to(embedder.device)).cpu() for grid in tokens.grids]
 
     def _place(
         self, part: str, working_bytes: Callable[[Any, torch.dtype], int] = lambda config, dtype: 0

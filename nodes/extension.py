@@ -1,22 +1,31 @@
 """The list of nodes, as the host asks for it."""
 
+import logging
+
 from comfy_api.latest import ComfyExtension, io
 
+from . import host
 from .answer import ImageQA
 from .decode import Decode
 from .encode import Encode
 from .interleave import Interleave
 from .load import Loader
+from .native_decoder import NODES as NATIVE_DECODER
 from .options import SamplingNode, SprintNode
 from .sample import Sample
 from .token_files import JoinTokens, LoadTokens, SaveTokens
+
+log = logging.getLogger(__name__)
 
 
 class LLaDAUniExtension(ComfyExtension):
     """All nodes of the pack, in the order in which a graph uses them."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        """The node classes."""
+        """The node classes; those of the decoder as the host's own model where it can be one."""
+        missing = host.zimage_missing()
+        if missing:
+            log.info("LLaDA-Uni: Load Decoder and the nodes around it are not offered: %s", missing)
         return [
             Loader,
             Encode,
@@ -29,4 +38,5 @@ class LLaDAUniExtension(ComfyExtension):
             JoinTokens,
             SaveTokens,
             LoadTokens,
+            *(() if missing else NATIVE_DECODER),
         ]

@@ -19,6 +19,7 @@ from ..image_tokens import UPSAMPLING
 from ..options import Decoding
 from ..progress import ProgressCallback
 from .flow import guide, noise_stream, normal_times, sample_normal, sample_turbo, turbo_times
+from .zimage_form import ZImageComponent, check_zimage_form, is_zimage_form
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,11 @@ VAE_TILE = 64  # latents each way of a tile, when memory does not suffice for th
 DECODER_COUNTS = ("dim", "in_channels", "n_heads", "n_layers", "n_refiner_layers")
 
 
+def decoder_file(folder: Path) -> Path:
+    """The weights of decoder/ or decoder-turbo/; a path that does not exist where there are none."""
+    return next((folder / name for name in DECODER_FILES if (folder / name).is_file()), folder / DECODER_FILES[0])
+
+
 def open_decoder(folder: Path, features: int) -> Component:
     """decoder/ or decoder-turbo/ of a checkpoint, headers checked and no weights read.
 
@@ -40,7 +46,8 @@ def open_decoder(folder: Path, features: int) -> Component:
         features: width of the SigVQ features (`SigVQEmbedder`'s).
 
     Returns:
-        Component of a `transformer.SemanticDecoder`.
+        Component of a `transformer.SemanticDecoder`; one that refuses to load where the file is in Z-Image's own form,
+        as hosts write it, which only they read.
 
     Raises:
         CheckpointError: a file is missing, damaged or of another model.
@@ -58,8 +65,10 @@ def open_decoder(folder: Path, features: int) -> Component:
     names = inspect.signature(SemanticDecoder.__init__).parameters
     fields = known_fields(label, config, names) | {"axes_lens": list(AXES_LENS), "cap_feat_dim": features}
     module = build_on_meta(label, lambda: SemanticDecoder(**fields))
-    path = next((folder / name for name in DECODER_FILES if (folder / name).is_file()), folder / DECODER_FILES[0])
-    source = TensorFiles(label, [path])
+    source = TensorFiles(label, [decoder_file(folder)])
+    if is_zimage_form(source.entries):
+        check_zimage_form(source.entries, module.state_dict(), label)
+        return ZImageComponent(module, source, {})
     slots = plan(module, source, lambda key: Slot(_renamed(key)))
     return Component(module, source, slots)
 

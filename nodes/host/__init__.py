@@ -11,6 +11,7 @@ from .folders import (
 )
 from .model import HostedModel, open_checkpoint
 from .progress import Reporter, blocked, say
+from .zimage_support import zimage_missing
 
 __all__ = [
     "HostedModel",
@@ -25,4 +26,5 @@ __all__ = [
     "token_file",
     "token_file_fingerprint",
     "token_file_names",
+    "zimage_missing",
 ]

