@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 
 from llada_core.backbone.config import BackboneConfig
 from llada_core.backbone.keys import open_backbone
-from llada_core.checkpoint.fp8 import scale_shape
 from llada_core.checkpoint.layout import Layout
+from llada_core.quantization.formats import FP8Block
 
 from .support import ROOT, add_json, show
 
@@ -88,7 +88,8 @@ def write_checkpoint(folder: Path, config: dict, fp8: bool) -> None:
         tensor = torch.randn(shape, dtype=torch.bfloat16) * 0.02
         if fp8 and "_proj." in key:
             shard[key] = (tensor.float() * 4096).clamp(-448, 448).to(torch.float8_e4m3fn)
-            shard[key.removesuffix(".weight") + ".weight_scale_inv"] = torch.full(scale_shape(shape), 1 / 4096)
+            scales, _ = FP8Block().tensors(shape)["weight_scale_inv"]
+            shard[key.removesuffix(".weight") + ".weight_scale_inv"] = torch.full(scales, 1 / 4096)
         else:
             shard[key] = tensor
         if not left or sum(part.nbytes for part in shard.values()) >= SHARD:

@@ -58,7 +58,9 @@ class OneDevice:
         """As ComponentManager.place; working_bytes is not read."""
         if part not in self._placements:
             dtype = component.compute_dtype(self.dtype or component.dtype)
-            self._placements[part] = Placement(component.load(dtype).to(self.device), self.device, dtype, resident=True)
+            self._placements[part] = Placement(
+                component.load(dtype, device=self.device), self.device, dtype, resident=True
+            )
         return self._placements[part]
 
     def release(self, part: str) -> None:

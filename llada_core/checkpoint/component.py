@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError
-from .weights import OnRead, PickledTensors, Slot, TensorFiles, entry_numel, fill, need, torch_dtype
+from ..quantization.formats import Dense, Format
+from .loading import Mapped, fill
+from .weights import OnRead, PickledTensors, Slot, TensorFiles, entry_numel, need
 
 log = logging.getLogger(__name__)
 
@@ -43,30 +45,63 @@ class Component:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that most of the weights have in the files; FP8 counts as bfloat16, which it becomes."""
+        """The type that most of the dense weights have in the files, which activations take; bfloat16 without any."""
         sizes: dict[torch.dtype, int] = {}
-        for key in self.slots:
-            entry = self.source.entries[key]
-            found = torch_dtype(entry.dtype)
-            sizes[found] = sizes.get(found, 0) + entry_numel(entry.shape)
+        for key, slot in self.slots.items():
+            # The FP8 release keeps little else: what it was made from was bfloat16.
+            found = slot.form.dtype if isinstance(slot.form, Dense) else torch.bfloat16
+            sizes[found] = sizes.get(found, 0) + entry_numel(self.source.entries[key].shape)
         return max(sizes, key=sizes.get)
+
+    def forms(self, dtype: torch.dtype) -> dict[str, Format]:
+        """Parameter or buffer -> how it lies in memory once loaded as `dtype`."""
+
+        def form(name: str, tensor: torch.Tensor) -> Format:
+            kept = torch.float32 if self.keep_float32(name) else dtype
+            return Dense(kept if tensor.is_floating_point() else tensor.dtype)
+
+        return {name: form(name, tensor) for name, tensor in self.module.state_dict().items()}
 
     def bytes(self, dtype: torch.dtype) -> int:
         """Bytes of memory that the weights take once loaded as `dtype`."""
+        shapes = self._shapes()
+        return sum(form.bytes(shapes[name]) for name, form in self.forms(dtype).items())
 
-        def size(name: str, tensor: torch.Tensor) -> int:
-            kept = torch.float32 if self.keep_float32(name) else dtype
-            return tensor.numel() * (kept if tensor.is_floating_point() else tensor.dtype).itemsize
+    def load(
+        self,
+        dtype: torch.dtype,
+        on_read: OnRead | None = None,
+        device: torch.device | str = "cpu",
+        compute: torch.device | str | None = None,
+        mapped: Mapped | None = None,
+    ) -> nn.Module:
+        """Read the weights as `dtype` into a module of their own: in eval mode, without gradients.
 
-        return sum(size(name, tensor) for name, tensor in self.module.state_dict().items())
+        `module` stays as it is, so that a component can be loaded, released and loaded again.
 
-    def load(self, dtype: torch.dtype, on_read: OnRead | None = None) -> nn.Module:
-        """Read the weights as `dtype` into a module of their own: on the CPU, in eval mode, without gradients.
-
-        `module` stays as it is, so that a component can be loaded, released and loaded again. `on_read` hears of
-        each tensor; an exception from it ends the reading and leaves nothing behind.
+        Args:
+            dtype: of every floating-point parameter but those of `keep_float32`.
+            on_read: hears of each piece; an exception from it ends the reading and leaves nothing behind.
+            device: where the weights will lie. They are read straight to it.
+            compute: where weights are converted that are wanted in another form than the files'; `device` by default.
+            mapped: path of a safetensors file -> its tensors by key, as slices of a map of the file: what is wanted as
+                it is stored, and lies in one piece, is such a slice and is not read. For `device` "cpu".
         """
-        return fill(copy.deepcopy(self.module), self.source, self.slots, dtype, self.keep_float32, on_read)
+        device = torch.device(device)
+        return fill(
+            copy.deepcopy(self.module),
+            self.source,
+            self.slots,
+            self._shapes(),
+            self.forms(dtype),
+            device,
+            device if compute is None else torch.device(compute),
+            mapped,
+            on_read,
+        )
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in self.module.state_dict().items()}
 
 
 def known_fields(label: str, config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:

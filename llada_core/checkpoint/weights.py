@@ -1,9 +1,9 @@
-"""Tensors from files straight into modules: checked against their headers first, then read one at a time."""
+"""What tensors a checkpoint's files hold, by their headers, and where each goes in a module."""
 
 import json
 import pickle
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,28 +11,61 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..errors import CheckpointError
-from .fp8 import SCALE_SUFFIX, dequantize, scale_shape
+from ..quantization.formats import (
+    METADATA_SUFFIX,
+    Dense,
+    Format,
+    FP8Block,
+    decode_metadata,
+    format_of,
+)
 
-# A mapped file counts as memory once its pages are touched; a fresh map drops the pages already copied out.
-REMAP_BYTES = 256 * 2**20
 DOWNLOAD = "Download the file again."
+_OTHER = "Use the bf16 or FP8 release, or a folder that was converted from one; other quantizations are not read."
+METADATA_BYTES = 4096  # far more than any format's
+# What a file may hold beside a quantized weight, by the last part of its key.
+BESIDE = ("weight_scale_inv", "weight_scale", "weight_zeros", METADATA_SUFFIX)
+
+# The names that the files give to types.
+FILE_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "I64": torch.int64,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies and what its header says. `load` reads it."""
+    """Where a tensor lies and what its header says.
+
+    Attributes:
+        file: the file.
+        shape: of the tensor.
+        dtype: as the file names it.
+        offset: bytes from the beginning of the file to the tensor's first number.
+    """
 
     file: Path
     shape: tuple[int, ...]
     dtype: str
+    offset: int = 0
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a tensor goes: parameter or buffer `name`, at `index` of it (all of it where index is empty)."""
+    """Where a tensor goes: parameter or buffer `name`, at `index` of it (all of it where index is empty).
+
+    `form` is how the file stores it; `plan` says so.
+    """
 
     name: str
     index: tuple[int | slice, ...] = ()
+    form: Format | None = None
 
 
 class TensorFiles:
@@ -43,6 +76,10 @@ class TensorFiles:
         files: the shards.
         expected: key -> file name, as an index lists it; every listed key must be there.
 
+    Attributes:
+        entries: every tensor by its key.
+        metadata: what `comfy_quant` says beside a quantized weight, by its key: the only data that is read here.
+
     Raises:
         CheckpointError: a file that is missing, truncated or no safetensors, or a listed key that is absent.
     """
@@ -50,14 +87,12 @@ class TensorFiles:
     def __init__(self, label: str, files: Iterable[Path], expected: Mapping[str, str] | None = None):
         self.label = label
         self.entries: dict[str, Entry] = {}
+        self.metadata: dict[str, dict[str, object]] = {}
         for path in files:
             if not path.is_file():
                 raise CheckpointError(f"{label}: {path.name}", "no such file", "a safetensors file", DOWNLOAD)
             try:
-                with safe_open(str(path), framework="pt") as file:
-                    for key in file.keys():
-                        part = file.get_slice(key)
-                        self.entries[key] = Entry(path, tuple(part.get_shape()), part.get_dtype())
+                self._open(path)
             except (SafetensorError, OSError) as error:
                 found = f"an unreadable file of {path.stat().st_size} bytes ({error})"
                 raise CheckpointError(f"{label}: {path.name}", found, "a whole safetensors file", DOWNLOAD) from error
@@ -68,18 +103,24 @@ class TensorFiles:
                 f"{label}: {(expected or {})[absent[0]]}", found, "every tensor of the index", DOWNLOAD
             )
 
-    def read(self, keys: Iterable[str]) -> Iterable[tuple[str, torch.Tensor]]:
-        """Yield (key, tensor) file by file. A tensor is valid until the next one is asked for."""
-        wanted = set(keys)
-        for path in dict.fromkeys(self.entries[key].file for key in wanted):
-            here = [key for key, entry in self.entries.items() if entry.file == path and key in wanted]
-            while here:
-                with safe_open(str(path), framework="pt") as file:
-                    seen = 0
-                    while here and seen < REMAP_BYTES:
-                        tensor = file.get_tensor(here[0])
-                        seen += tensor.nbytes
-                        yield here.pop(0), tensor
+    def _open(self, path: Path) -> None:
+        # The library checks the header and the file's length; its own answers say nothing of offsets.
+        with safe_open(str(path), framework="pt") as file, open(path, "rb") as raw:
+            begin = 8 + int.from_bytes(raw.read(8), "little")
+            for key, value in json.loads(raw.read(begin - 8)).items():
+                if key != "__metadata__":
+                    offset = begin + value["data_offsets"][0]
+                    self.entries[key] = Entry(path, tuple(value["shape"]), value["dtype"], offset)
+                    if key.endswith(f".{METADATA_SUFFIX}"):
+                        self.metadata[key] = self._metadata(file, path, key)
+
+    def _metadata(self, file, path: Path, key: str) -> dict[str, object]:
+        label = f"{self.label}: {path.name}: {key}"
+        shape = self.entries[key].shape
+        if entry_numel(shape) > METADATA_BYTES:
+            found = f"metadata of shape {list(shape)}"
+            raise CheckpointError(label, found, f"at most {METADATA_BYTES} bytes of JSON", DOWNLOAD)
+        return decode_metadata(file.get_tensor(key), label)
 
 
 class PickledTensors:
@@ -91,6 +132,7 @@ class PickledTensors:
 
     def __init__(self, label: str, path: Path):
         self.label, self._path = label, path
+        self.metadata: dict[str, dict[str, object]] = {}
         self.entries = {key: Entry(path, tuple(t.shape), str(t.dtype)) for key, t in self._mapped().items()}
 
     def _mapped(self) -> dict[str, torch.Tensor]:
@@ -123,46 +165,56 @@ Place = Callable[[str], Slot | None]
 OnRead = Callable[[int, int], None]
 
 
-def plan(module: nn.Module, source: TensorFiles | PickledTensors, place: Place) -> dict[str, Slot]:
+def plan(
+    module: nn.Module,
+    source: TensorFiles | PickledTensors,
+    place: Place,
+    quantizable: Mapping[str, int] | None = None,
+) -> dict[str, Slot]:
     """Match a file's tensors with a module's, by headers alone.
 
     Args:
-        module: the component, on any device; only its names and shapes are read.
+        module: the component, on any device, its weights dense; only its names and shapes are read.
         source: the files.
         place: key -> where it goes; None for a key that belongs to another module. A key that goes nowhere must be
             given a Slot with a name that the module lacks, and is reported as unknown.
+        quantizable: as `Component.quantizable`.
 
     Returns:
-        key -> Slot for every key to be read; FP8 scales are left out, they are read with their weights.
+        key -> Slot, with its form, for every weight to be read; scales and the like are read with their weights.
 
     Raises:
-        CheckpointError: an unknown key, another shape, an absent tensor, an FP8 weight without its scale.
+        CheckpointError: an unknown key, another shape, an absent tensor, a quantized weight of an unknown form, or
+            without its scales.
     """
     targets = dict(module.state_dict(keep_vars=True))
     slots: dict[str, Slot] = {}
     filled: dict[str, int] = dict.fromkeys(targets, 0)
+    beside: set[str] = set()  # scales and the like that a weight's form asks for
     for key, entry in source.entries.items():
-        slot = place(key.removesuffix(SCALE_SUFFIX) + ".weight" if key.endswith(SCALE_SUFFIX) else key)
+        slot = place(_weight_of(key, source.entries))
         if slot is None:
             continue
         label = f"{source.label}: {entry.file.name}"
         target = targets.get(slot.name)
         if target is None or any(isinstance(i, int) and i >= n for i, n in zip(slot.index, target.shape, strict=False)):
-            remedy = "This file belongs to another model or release; download the checkpoint's own."
-            raise CheckpointError(label, f"the unknown tensor {key}", "only tensors of this component", remedy)
-        if key.endswith(SCALE_SUFFIX):
+            raise _unknown(label, key)
+        if _suffix(key) in BESIDE:
             continue
         shape = tuple(target[slot.index].shape)
-        if entry.shape != shape:
-            remedy = "The file and config.json belong to different models, or the file is damaged; download both again."
-            raise CheckpointError(label, f"{key} of shape {list(entry.shape)}", f"shape {list(shape)}", remedy)
-        if torch_dtype(entry.dtype, label).is_floating_point != target.is_floating_point():
-            remedy = "Use the bf16 or FP8 release; other quantizations are not read."
-            raise CheckpointError(label, f"{key} of type {entry.dtype}", f"a type like {target.dtype}", remedy)
-        if entry.dtype.startswith("F8"):
-            _check_scale(source, key, label)
+        # A piece of a bank is one released weight; a whole bank is several.
+        parts = (quantizable or {}).get(slot.name, 0) if shape == tuple(target.shape) else 0
+        form = stored_form(source, key, parts)
+        if isinstance(form, Dense):
+            _check_dense(label, key, entry, shape, form.dtype, target.dtype)
+        else:
+            form.check(_stored(source, key), shape, f"{label}: {key}")
+        beside |= set(companions(key, form, shape).values())
         filled[slot.name] += entry_numel(shape)
-        slots[key] = slot
+        slots[key] = replace(slot, form=form)
+    for key, entry in source.entries.items():
+        if _suffix(key) in BESIDE and key not in beside and place(_weight_of(key, source.entries)) is not None:
+            raise _unknown(f"{source.label}: {entry.file.name}", key)
     absent = [name for name, tensor in targets.items() if filled[name] != tensor.numel()]
     if absent:
         found = f"no complete {absent[0]} ({len(absent)} tensors absent)"
@@ -171,91 +223,85 @@ def plan(module: nn.Module, source: TensorFiles | PickledTensors, place: Place) 
     return slots
 
 
+def companions(key: str, form: Format, shape: tuple[int, ...]) -> dict[str, str]:
+    """Suffix -> key of all that a file has of a weight of that form and dense shape; "weight" is the weight itself."""
+    stem = key.removesuffix(".weight")
+    keys = {suffix: f"{stem}.{suffix}" for suffix in form.tensors(shape)} | {"weight": key}
+    return keys if form.metadata(shape) is None else keys | {METADATA_SUFFIX: f"{stem}.{METADATA_SUFFIX}"}
+
+
+def stored_form(source: TensorFiles | PickledTensors, key: str, part_rows: int = 0) -> Format:
+    """How a file stores a weight. Raises CheckpointError for a type or a form that is not read.
+
+    Args:
+        part_rows: as in `FP8Block`.
+    """
+    entry = source.entries[key]
+    label = f"{source.label}: {entry.file.name}"
+    metadata = source.metadata.get(f"{key.removesuffix('.weight')}.{METADATA_SUFFIX}")
+    if metadata is not None:
+        form = format_of(metadata, f"{label}: {key}")
+    elif entry.dtype == "F8_E4M3":
+        form = FP8Block(part_rows)
+    else:
+        dtype = file_dtype(entry.dtype, label)
+        if dtype in (torch.int8, torch.uint8):
+            expected = f"the {METADATA_SUFFIX} that says what its numbers mean"
+            raise CheckpointError(label, f"{key} of type {entry.dtype} alone", expected, _OTHER)
+        return Dense(dtype)
+    if len(entry.shape) < 2:
+        expected = "a matrix, or a bank of them"
+        raise CheckpointError(label, f"{key} of shape {list(entry.shape)} as {form.name}", expected, _OTHER)
+    return form
+
+
+def file_dtype(name: str, label: str = "checkpoint") -> torch.dtype:
+    """The type of a tensor in its file. Raises CheckpointError for one that is not read at all."""
+    if name.startswith("torch."):
+        return getattr(torch, name.removeprefix("torch."))
+    if name not in FILE_DTYPES:
+        raise CheckpointError(label, f"tensors of type {name}", ", ".join(FILE_DTYPES), _OTHER)
+    return FILE_DTYPES[name]
+
+
 def entry_numel(shape: tuple[int, ...]) -> int:
     """Number of elements of a shape."""
     return torch.Size(shape).numel()
 
 
-def _check_scale(source, key: str, label: str) -> None:
-    scale_key = key.removesuffix(".weight") + SCALE_SUFFIX
-    entry, scale = source.entries[key], source.entries.get(scale_key)
-    wanted = scale_shape(entry.shape)
-    if scale is None or scale.shape != wanted:
-        found = f"the FP8 weight {key} with " + ("no scale" if scale is None else f"a scale of {list(scale.shape)}")
-        remedy = "Without its scale an 8-bit weight has no meaning; download the file again."
-        raise CheckpointError(label, found, f"{scale_key} of shape {list(wanted)}", remedy)
+def _suffix(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
-def fill(
-    module: nn.Module,
-    source: TensorFiles | PickledTensors,
-    slots: Mapping[str, Slot],
-    dtype: torch.dtype | None,
-    keep_float32: Callable[[str], bool] = lambda name: False,
-    on_read: OnRead | None = None,
-) -> nn.Module:
-    """Give a meta module its weights: allocate each tensor once, read every file tensor into its place.
-
-    Args:
-        module: the component on the meta device; returned in eval mode, without gradients, on the CPU.
-        source, slots: the files and `plan`'s answer.
-        dtype: of every floating-point parameter; None keeps what the files say (FP8 becomes bfloat16).
-        keep_float32: names that stay float32 whatever dtype says.
-        on_read: (numbers read, numbers in all), called after each tensor.
-
-    Returns:
-        The same module.
-    """
-    native = {slot.name: torch_dtype(source.entries[key].dtype) for key, slot in slots.items()}
-    for name in {slot.name for slot in slots.values()}:
-        owner, _, leaf = name.rpartition(".")
-        owner = module.get_submodule(owner)
-        old = getattr(owner, leaf)
-        wanted = torch.float32 if keep_float32(name) else dtype or native[name]
-        wanted = wanted if native[name].is_floating_point else native[name]
-        new = torch.empty(old.shape, dtype=wanted, device="cpu")
-        if isinstance(old, nn.Parameter):
-            setattr(owner, leaf, nn.Parameter(new, requires_grad=False))
-        else:
-            owner.register_buffer(leaf, new)
-    targets = module.state_dict()
-    scales = {key: key.removesuffix(".weight") + SCALE_SUFFIX for key in slots if source.entries[key].dtype[:2] == "F8"}
-    scale_values = {key: tensor.clone() for key, tensor in source.read(scales.values())}
-    done, total = 0, sum(entry_numel(source.entries[key].shape) for key in slots)
-    for key, tensor in source.read(slots):
-        slot = slots[key]
-        if key in scales:
-            tensor = dequantize(tensor, scale_values[scales[key]])
-        targets[slot.name][slot.index].copy_(tensor)
-        done += tensor.numel()
-        if on_read:
-            on_read(done, total)
-    left = [name for name, tensor in module.state_dict().items() if tensor.is_meta]
-    left += [name for name, buffer in module.named_buffers() if buffer.is_meta]
-    if left:
-        raise RuntimeError(f"{source.label}: {left[0]} was never given a value")
-    return module.eval().requires_grad_(False)
+def _weight_of(key: str, entries: Mapping[str, Entry]) -> str:
+    """The key of the weight that a scale or the like belongs to; any other key is its own."""
+    stem, _, suffix = key.rpartition(".")
+    if suffix not in BESIDE:
+        return key
+    return stem if f"{stem}.weight" not in entries and stem in entries else f"{stem}.weight"
 
 
-_SAFETENSORS_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.bfloat16,  # dequantised while it is read
-    "I64": torch.int64,
-}
+def _stored(source: TensorFiles | PickledTensors, key: str) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Suffix -> shape and type of what the file has of a weight."""
+    stem = key.removesuffix(".weight")
+    keys = {"weight": key} | {suffix: f"{stem}.{suffix}" for suffix in BESIDE if suffix != METADATA_SUFFIX}
+    found = {suffix: source.entries[name] for suffix, name in keys.items() if name in source.entries}
+    return {suffix: (entry.shape, file_dtype(entry.dtype, source.label)) for suffix, entry in found.items()}
 
 
-def torch_dtype(name: str, label: str = "checkpoint") -> torch.dtype:
-    """The type that a header's tensor type is read as. Raises CheckpointError for one that is not read at all."""
-    if name.startswith("torch."):
-        return getattr(torch, name.removeprefix("torch."))
-    if name not in _SAFETENSORS_DTYPES:
-        expected = ", ".join(_SAFETENSORS_DTYPES)
-        remedy = "Use the bf16 or FP8 release; other quantizations are not read."
-        raise CheckpointError(label, f"tensors of type {name}", expected, remedy)
-    return _SAFETENSORS_DTYPES[name]
+def _check_dense(
+    label: str, key: str, entry: Entry, shape: tuple[int, ...], found: torch.dtype, wanted: torch.dtype
+) -> None:
+    if entry.shape != shape:
+        remedy = "The file and config.json belong to different models, or the file is damaged; download both again."
+        raise CheckpointError(label, f"{key} of shape {list(entry.shape)}", f"shape {list(shape)}", remedy)
+    if found.is_floating_point != wanted.is_floating_point:
+        raise CheckpointError(label, f"{key} of type {entry.dtype}", f"a type like {wanted}", _OTHER)
+
+
+def _unknown(label: str, key: str) -> CheckpointError:
+    remedy = "This file belongs to another model or release; download the checkpoint's own."
+    return CheckpointError(label, f"the unknown tensor {key}", "only tensors of this component", remedy)
 
 
 def read_json(label: str, path: Path) -> dict:

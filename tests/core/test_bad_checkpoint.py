@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 
 from llada_core.backbone.config import BackboneConfig
-from llada_core.checkpoint.fp8 import SCALE_SUFFIX
 from llada_core.engine import LLaDAUni
 from llada_core.errors import CheckpointError, InputError
 from llada_core.image_tokens import ImageTokens
@@ -124,17 +123,17 @@ def test_index_that_lists_a_tensor_its_shards_lack(checkpoint_copy, edit_json):
         ),
         (
             lambda t: t | {DENSE: t[DENSE].to(torch.float8_e4m3fn)},
-            [f"the FP8 weight {DENSE} with no scale", SCALE_SUFFIX, "shape [1, 1]", "8-bit weight has no meaning"],
+            [f"{DENSE}: found no weight_scale_inv", "weight_scale_inv of shape [1, 1]", "fp8_block", "ownload"],
         ),
         (
             lambda t: (
                 t
                 | {
                     DENSE: t[DENSE].to(torch.float8_e4m3fn),
-                    DENSE.removesuffix(".weight") + SCALE_SUFFIX: torch.ones(2, 1),
+                    DENSE.removesuffix(".weight") + ".weight_scale_inv": torch.ones(2, 1),
                 }
             ),
-            [f"the FP8 weight {DENSE} with a scale of [2, 1]", "of shape [1, 1]"],
+            [f"{DENSE}: found weight_scale_inv of shape [2, 1]", "of shape [1, 1]"],
         ),
         (lambda t: t | {DENSE: t[DENSE].to(torch.int8)}, ["type I8", "expected", "bf16 or FP8 release"]),
         (lambda t: t | {DENSE: t[DENSE].to(torch.int64)}, [f"{DENSE} of type I64", "bf16 or FP8 release"]),

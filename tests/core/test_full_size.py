@@ -82,7 +82,7 @@ def released_shapes(stacked: bool) -> dict[str, tuple[int, ...]]:
 def source_of(shapes: dict[str, tuple[int, ...]]):
     """Headers without files, as `TensorFiles` would have read them."""
     entries = {key: Entry(Path("model.safetensors"), shape, "BF16") for key, shape in shapes.items()}
-    return SimpleNamespace(label="backbone", entries=entries)
+    return SimpleNamespace(label="backbone", entries=entries, metadata={})
 
 
 @pytest.mark.parametrize("stacked", [False, True], ids=["per expert", "stacked"])

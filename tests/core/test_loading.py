@@ -1,6 +1,7 @@
 """Weights from files into modules: every published form of the keys, FP8, and checkpoints with some parts only."""
 
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 from llada_core.backbone.keys import open_backbone, place
-from llada_core.checkpoint import weights
-from llada_core.checkpoint.fp8 import dequantize, scale_shape
+from llada_core.checkpoint import loading, reading, weights
 from llada_core.checkpoint.layout import Layout
 from llada_core.engine import LLaDAUni
 from llada_core.errors import CheckpointError
 from llada_core.image_tokens import ImageTokens
 from llada_core.options import Decoding, Sampling
+from llada_core.quantization.formats import FP8Block
 
 GRID = ImageTokens((torch.arange(4).view(2, 2),), 256)
 
@@ -68,10 +69,15 @@ def test_every_form_gives_the_same_module(change, checkpoint_copy, rewrite, gold
     assert_same(load_backbone(checkpoint_copy, golden_backbone.config), golden_backbone)
 
 
-def test_small_maps_give_the_same_module(golden_checkpoint, golden_backbone, monkeypatch):
-    """A shard is mapped anew every REMAP_BYTES; here after every tensor."""
-    monkeypatch.setattr(weights, "REMAP_BYTES", 1)
-    assert_same(load_backbone(golden_checkpoint, golden_backbone.config), golden_backbone)
+@pytest.mark.parametrize("change", [lambda tensors: tensors, stacked], ids=["per expert", "stacked"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_small_pieces_give_the_same_module(dtype, change, checkpoint_copy, rewrite, golden_backbone, monkeypatch):
+    """Large tensors are read some rows at a time, and a few are waited for; here each row, and each piece."""
+    whole = load_backbone(checkpoint_copy, golden_backbone.config, dtype)
+    monkeypatch.setattr(loading, "CHUNK", 1)
+    monkeypatch.setattr(reading, "AHEAD", 1)
+    rewrite(checkpoint_copy, change)
+    assert_same(load_backbone(checkpoint_copy, golden_backbone.config, dtype), whole)
 
 
 def test_gate_comes_before_up_in_their_bank(golden_checkpoint, golden_backbone):
@@ -105,7 +111,7 @@ def test_a_component_loads_in_the_dtype_asked_for_but_the_router(golden_checkpoi
 
 def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What the FP8 release holds of a matrix: float8 values and a scale per 128 x 128 block."""
-    scale = torch.empty(scale_shape(weight.shape))
+    scale = torch.empty(-(-weight.shape[0] // 128), -(-weight.shape[1] // 128))
     blocks = torch.empty_like(weight, dtype=torch.float8_e4m3fn)
     for i in range(scale.shape[0]):
         for j in range(scale.shape[1]):
@@ -113,6 +119,11 @@ def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             scale[i, j] = weight[part].abs().max() / 448
             blocks[part] = (weight[part] / scale[i, j]).to(torch.float8_e4m3fn)
     return blocks, scale
+
+
+def dequantize(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """What such a matrix stands for."""
+    return FP8Block().dequantize({"weight": weight, "weight_scale_inv": scale}, weight.shape[-1], torch.float32)
 
 
 def fp8(tensors: dict) -> dict:
@@ -280,3 +291,54 @@ def test_a_pickled_file_that_changed_under_an_open_model_is_refused(checkpoint_c
     torch.save({name: t[:1].clone() for name, t in torch.load(path, weights_only=True).items()}, path)
     with pytest.raises(CheckpointError, match="another file"):
         component.load(torch.float32)
+
+
+# Straight from the files
+
+
+def test_what_lies_whole_in_a_file_can_stay_a_slice_of_its_map(checkpoint_copy, rewrite, golden_backbone):
+    """A host keeps maps of its own. Banks of one expert a key, and what is wanted in another type, are read."""
+    component = open_backbone(Layout.open(checkpoint_copy).backbone_files(), golden_backbone.config)
+    maps = {path: load_file(path) for path in checkpoint_copy.glob("model-*.safetensors")}
+    module = component.load(torch.float32, mapped=maps.__getitem__)
+    assert_same(module, golden_backbone)
+    ours = {tensor.data_ptr() for tensors in maps.values() for tensor in tensors.values()}
+    mapped = {name for name, tensor in module.state_dict().items() if tensor.data_ptr() in ours}
+    assert mapped == {name for name in module.state_dict() if ".experts." not in name}
+    rounded = component.load(torch.bfloat16, mapped=maps.__getitem__)
+    mapped = {name for name, tensor in rounded.state_dict().items() if tensor.data_ptr() in ours}
+    assert mapped == {name for name in rounded.state_dict() if component.keep_float32(name)}
+    assert_same(rounded, component.load(torch.bfloat16))
+
+
+def test_a_map_of_another_file_is_refused(checkpoint_copy, golden_backbone):
+    component = open_backbone(Layout.open(checkpoint_copy).backbone_files(), golden_backbone.config)
+    with pytest.raises(CheckpointError, match=r"found another .*expected the file that was opened"):
+        component.load(torch.float32, mapped=lambda path: {})
+
+
+def test_a_file_that_shrinks_after_it_was_opened_is_noticed(checkpoint_copy, golden_backbone):
+    component = open_backbone(Layout.open(checkpoint_copy).backbone_files(), golden_backbone.config)
+    path = checkpoint_copy / "model-00001-of-00002.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match=r"00002\.safetensors: found a file that ends 10 bytes too early"):
+        component.load(torch.float32)
+    path.unlink()
+    with pytest.raises(CheckpointError, match="cannot be read any more"):
+        component.load(torch.float32)
+
+
+def test_weights_are_read_in_the_order_of_the_files(golden_checkpoint, golden_backbone):
+    """A disk reads ahead; and no thread is left when reading was stopped."""
+    source = Layout.open(golden_checkpoint).backbone_files()
+    component = open_backbone(source, golden_backbone.config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in component.module.state_dict().items()}
+    found = [
+        source.entries[piece.key]
+        for piece in loading.pieces(
+            source, component.slots, shapes, component.forms(torch.bfloat16), torch.device("cpu")
+        )
+    ]
+    assert len(found) == len(component.slots)
+    assert found == sorted(found, key=lambda entry: (entry.file, entry.offset))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read weights")]

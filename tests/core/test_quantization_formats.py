@@ -206,6 +206,17 @@ def test_layout_of_fp8_number_by_number():
         assert float(found[row, column]) == pytest.approx(expected)
 
 
+def test_all_numbers_of_fp8_are_read_exactly():
+    """With NaN among them and without: the CPU has two ways."""
+    every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).view(2, 128)
+    stored = {"weight": every, "weight_scale_inv": torch.ones(1, 1)}
+    expected = every.float()
+    assert torch.equal(FP8Block().dequantize(stored, 128, torch.float32).nan_to_num(999), expected.nan_to_num(999))
+    finite = every[:, :127].contiguous()  # the last of each row is NaN
+    stored = {"weight": finite, "weight_scale_inv": torch.full((1, 1), 2.0**-100)}
+    assert torch.equal(FP8Block().dequantize(stored, 127, torch.float32), expected[:, :127] * 2.0**-100)
+
+
 @given(st.integers(1, 9), st.integers(1, 40))
 @settings(max_examples=20, deadline=None)
 def test_unpack_undoes_pack(rows, width):
