@@ -10,7 +10,17 @@ from ..llada_core.image_tokens import ImageTokens, join
 from ..llada_core.options import TEXT_STEPS
 from . import host
 from .options import SamplingChoice
-from .types import CATEGORY, complaint, model_input, sampling_input, seed_input, sprint_input, tokens_input
+from .types import (
+    CATEGORY,
+    complaint,
+    folding,
+    found_as,
+    model_input,
+    sampling_input,
+    seed_input,
+    sprint_input,
+    tokens_input,
+)
 
 log = logging.getLogger(__name__)
 
@@ -19,12 +29,14 @@ class ImageQA(io.ComfyNode):
     """Image Q&A."""
 
     @classmethod
+    @folding("steps", "max_new_tokens")
     def define_schema(cls) -> io.Schema:
         """Id, inputs and outputs; the host reads this."""
         return io.Schema(
             node_id="LLaDAUniImageQA",
             display_name="Image Q&A",
             category=CATEGORY,
+            **found_as("caption", "describe image", "ask", "VQA", "image to text"),
             description="Answers a question about one image, several, or none.",
             inputs=[
                 model_input(),

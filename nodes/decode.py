@@ -7,19 +7,21 @@ from comfy_api.latest import io
 
 from ..llada_core.options import Decoding
 from . import host
-from .types import CATEGORY, complaint, model_input, seed_input, tokens_input
+from .types import CATEGORY, complaint, folding, found_as, model_input, seed_input, tokens_input
 
 
 class Decode(io.ComfyNode):
     """Semantic-Token Decode."""
 
     @classmethod
+    @folding("steps")
     def define_schema(cls) -> io.Schema:
         """Id, inputs and outputs; the host reads this."""
         return io.Schema(
             node_id="LLaDAUniDecode",
             display_name="Semantic-Token Decode",
             category=CATEGORY,
+            **found_as("tokens to image", "VQ decode", "turbo"),
             description="Turns image tokens into pixels, 32x32 for each token.",
             inputs=[
                 model_input(),

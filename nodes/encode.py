@@ -3,19 +3,21 @@
 from comfy_api.latest import io
 
 from . import host
-from .types import CATEGORY, Tokens, model_input
+from .types import CATEGORY, Tokens, folding, found_as, model_input
 
 
 class Encode(io.ComfyNode):
     """SigLIP-VQ Encode."""
 
     @classmethod
+    @folding("fit", "pixels")
     def define_schema(cls) -> io.Schema:
         """Id, inputs and outputs; the host reads this."""
         return io.Schema(
             node_id="LLaDAUniEncode",
             display_name="SigLIP-VQ Encode",
             category=CATEGORY,
+            **found_as("image to tokens", "reference image", "VQ encode"),
             description="Turns images into semantic tokens, one for each 16x16 pixels of the resized image.",
             inputs=[
                 model_input(),

@@ -9,7 +9,7 @@ from ..llada_core.checks import check_text
 from ..llada_core.options import IMAGE_STEPS, Guidance
 from . import host
 from .options import SamplingChoice
-from .types import CATEGORY, Tokens, complaint, model_input, sampling_input, seed_input, tokens_input
+from .types import CATEGORY, Tokens, complaint, folding, found_as, model_input, sampling_input, seed_input, tokens_input
 
 log = logging.getLogger(__name__)
 
@@ -18,12 +18,14 @@ class Interleave(io.ComfyNode):
     """Interleaved Generate."""
 
     @classmethod
+    @folding("steps")
     def define_schema(cls) -> io.Schema:
         """Id, inputs and outputs; the host reads this."""
         return io.Schema(
             node_id="LLaDAUniInterleave",
             display_name="Interleaved Generate",
             category=CATEGORY,
+            **found_as("story", "comic", "text and images"),
             description="Tells a story: text and images in turn, until the model ends it.",
             inputs=[
                 model_input(),

@@ -4,19 +4,21 @@ from comfy_api.latest import io
 
 from ..llada_core.engine import ATTENTION_KINDS, PRECISIONS
 from . import host
-from .types import CATEGORY, Model
+from .types import CATEGORY, Model, folding, found_as
 
 
 class Loader(io.ComfyNode):
     """Load LLaDA-Uni."""
 
     @classmethod
+    @folding("attention")
     def define_schema(cls) -> io.Schema:
         """Id, inputs and outputs; the host reads this."""
         return io.Schema(
             node_id="LLaDAUniLoader",
             display_name="Load LLaDA-Uni",
             category=CATEGORY,
+            **found_as("LLaDA2.0-Uni", "load checkpoint", "diffusion language model"),
             description="Opens a LLaDA2.0-Uni checkpoint. Every file is checked at once; weights are read when a node "
             "first needs them.",
             inputs=[

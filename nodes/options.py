@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from comfy_api.latest import io
 
 from ..llada_core.options import CONFIDENCE_KINDS, Guidance, Sampling, Sprint
-from .types import CATEGORY, SamplingOptions, SprintOptions
+from .types import CATEGORY, SamplingOptions, SprintOptions, folding, found_as
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,14 @@ class SamplingNode(io.ComfyNode):
     """Sampling Options."""
 
     @classmethod
+    @folding("block_length", "top_k", "top_p", "guidance_rescale", "thinking_steps")
     def define_schema(cls) -> io.Schema:
         """Id, inputs and outputs; the host reads this."""
         return io.Schema(
             node_id="LLaDAUniSampling",
             display_name="Sampling Options",
             category=CATEGORY,
+            **found_as("temperature", "threshold", "image guidance"),
             description="How the diffusion language model fills its blocks. The defaults are the model's own.",
             inputs=[
                 io.Int.Input(
@@ -122,6 +124,7 @@ class SprintNode(io.ComfyNode):
     """SPRINT Options."""
 
     @classmethod
+    @folding("keep_ratio", "warmup", "alpha", "confidence")
     def define_schema(cls) -> io.Schema:
         """Id, inputs and outputs; the host reads this."""
 
@@ -134,6 +137,7 @@ class SprintNode(io.ComfyNode):
             node_id="LLaDAUniSprint",
             display_name="SPRINT Options",
             category=CATEGORY,
+            **found_as("faster sampling", "speed up"),
             description="SPRINT: keeps the useful part of what came before and unmasks as fast as the model is sure. "
             "Fewer rounds for a small loss; small text in pictures loses most.",
             inputs=[

@@ -9,7 +9,17 @@ from ..llada_core.checks import check_size, check_text
 from ..llada_core.options import IMAGE_STEPS, Guidance
 from . import host
 from .options import SamplingChoice
-from .types import CATEGORY, Tokens, complaint, model_input, sampling_input, seed_input, sprint_input, tokens_input
+from .types import (
+    CATEGORY,
+    Tokens,
+    complaint,
+    found_as,
+    model_input,
+    sampling_input,
+    seed_input,
+    sprint_input,
+    tokens_input,
+)
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +34,7 @@ class Sample(io.ComfyNode):
             node_id="LLaDAUniSample",
             display_name="Diffusion-LLM Sample",
             category=CATEGORY,
+            **found_as("text to image", "t2i", "image edit", "draw", "prompt"),
             description="Writes image tokens from a prompt, block by block. With references connected it edits them.",
             inputs=[
                 model_input(),

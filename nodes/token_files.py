@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..llada_core.image_tokens import join, load_tokens, save_tokens
 from . import host
-from .types import CATEGORY, Tokens, tokens_input
+from .types import CATEGORY, Tokens, found_as, tokens_input
 
 
 class JoinTokens(io.ComfyNode):
@@ -17,6 +17,7 @@ class JoinTokens(io.ComfyNode):
             node_id="LLaDAUniJoinTokens",
             display_name="Join Image Tokens",
             category=CATEGORY,
+            **found_as("several references", "combine tokens"),
             description="Puts images in a row: several references for an edit, several pictures for a question.",
             inputs=[
                 tokens_input("tokens_1", "The first images; the first of all gives an edit its size."),
@@ -43,6 +44,7 @@ class SaveTokens(io.ComfyNode):
             node_id="LLaDAUniSaveTokens",
             display_name="Save Image Tokens",
             category=CATEGORY,
+            **found_as("export tokens"),
             description="Writes image tokens to a small safetensors file in the output folder.",
             inputs=[
                 tokens_input("tokens", "What to save."),
@@ -76,6 +78,7 @@ class LoadTokens(io.ComfyNode):
             node_id="LLaDAUniLoadTokens",
             display_name="Load Image Tokens",
             category=CATEGORY,
+            **found_as("import tokens"),
             description="Reads image tokens from a file in the input or output folder.",
             inputs=[
                 io.Combo.Input(

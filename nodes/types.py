@@ -1,5 +1,6 @@
 """The socket types, and what several nodes share of their inputs."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,31 @@ def sprint_input() -> io.Input:
 def seed_input(tooltip: str) -> io.Input:
     """A seed that the front end can change after each run."""
     return io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=True, tooltip=tooltip)
+
+
+def folding(*names: str) -> Callable[[Callable[[Any], io.Schema]], Callable[[Any], io.Schema]]:
+    """For define_schema: the front end folds these inputs away until they are asked for, as few people change them.
+
+    ComfyUI 0.3.64 takes no argument for it, but hands on what stands in an input's extra_dict.
+    """
+
+    def decorate(define: Callable[[Any], io.Schema]) -> Callable[[Any], io.Schema]:
+        @functools.wraps(define)
+        def defined(cls) -> io.Schema:
+            schema = define(cls)
+            inputs = {given.id: given for given in schema.inputs}
+            for name in names:
+                inputs[name].extra_dict = {**inputs[name].extra_dict, "advanced": True}
+            return schema
+
+        return defined
+
+    return decorate
+
+
+def found_as(*words: str) -> dict[str, list[str]]:
+    """A schema's further words that find its node in the front end's search, where the host's schemas have such."""
+    return {"search_aliases": list(words)} if "search_aliases" in io.Schema.__dataclass_fields__ else {}
 
 
 def complaint(check: Callable[[], Any]) -> bool | str:

@@ -37,6 +37,15 @@ ROOM = {  # below or beside the widgets, for what a node shows while it runs: pr
     "LLaDAUniImageQA": 60,
 }
 NOTE_LETTERS = 68  # in a line of a note
+ON_THE_FORM = {  # the widgets that app mode shows of a node
+    "LoadImage": ("image",),
+    "LLaDAUniSample": ("prompt", "width", "height"),
+    "LLaDAUniInterleave": ("instruction", "max_images"),
+    "LLaDAUniImageQA": ("question",),
+    "LLaDAUniDecode": ("seed",),
+}
+RESULTS = ("SaveImage", "PreviewImage", "PreviewAny")
+NOT_WITH_REFERENCES = ("width", "height")  # of an edit, whose first reference gives the size
 
 
 @dataclass
@@ -121,7 +130,7 @@ class Workflow:
             return box.height or HEIGHTS[box.kind]
         schema = self.schemas[box.kind]
         sockets = sum(not i.is_widget for i in schema.inputs)
-        widgets = [i for i in schema.inputs if i.is_widget]
+        widgets = [i for i in schema.inputs if i.is_widget]  # the classic canvas shows the folded ones too
         rows = len(widgets) + sum(bool(i.options.get(CONTROL)) for i in widgets)
         prompts = sum(bool(i.options.get("multiline")) for i in widgets)
         slots = max(sockets, len(schema.outputs))
@@ -180,9 +189,19 @@ class Workflow:
             "links": links,
             "groups": self._groups(),
             "config": {},
-            "extra": {},
+            "extra": {"linearData": self.form()},
             "version": 0.4,
         }
+
+    def form(self) -> dict:
+        """What the front end's app mode shows: some widgets as a form, and the nodes whose results appear."""
+        inputs = [
+            [box.id, name]
+            for box in self._order()
+            for name in ON_THE_FORM.get(box.kind, ())
+            if not (name in NOT_WITH_REFERENCES and "references" in box.inputs)
+        ]
+        return {"inputs": inputs, "outputs": [box.id for box in self.nodes if box.kind in RESULTS]}
 
     def _slots(self, box: Box) -> list[Input]:
         """Inputs in the order in which the front end shows them: sockets, then widgets."""

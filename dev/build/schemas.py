@@ -41,6 +41,11 @@ class Input:
         return self.type in WIDGET_TYPES and not self.options.get("forceInput")
 
     @property
+    def is_folded(self) -> bool:
+        """Whether the front end shows it only on request."""
+        return bool(self.options.get("advanced"))
+
+    @property
     def tooltip(self) -> str:
         """What it does, for people."""
         return self.options.get("tooltip") or ""

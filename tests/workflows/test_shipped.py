@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dev.build.graph_checks import NOTES, api_complaints, api_of, graph_complaints
+from dev.build.graph_forms import RESULTS
 from dev.hosts.base_folder import GRAPHS
 
 FROZEN = sorted((Path(__file__).parent / "frozen").glob("*/*.json"))
@@ -69,6 +70,24 @@ def test_every_canvas_graph_explains_itself(graph):
     assert all(len(note["widgets_values"][0]) > 100 for note in notes)
     assert len(graph["groups"]) >= 3
     assert all(group["title"] for group in graph["groups"])
+
+
+def test_app_mode_shows_what_to_say_the_seed_and_the_result(graph, schemas):
+    form, nodes = graph["extra"]["linearData"], {node["id"]: node for node in graph["nodes"]}
+    shown = [(nodes[node]["type"], name) for node, name in form["inputs"]]
+    for kind, name in shown:
+        assert schemas[kind].input(name).is_widget
+        assert not schemas[kind].input(name).is_folded
+    assert {name for _, name in shown} & {"prompt", "instruction", "question"}
+    results = [node["id"] for node in graph["nodes"] if node["type"] in RESULTS]
+    assert sorted(form["outputs"]) == sorted(results)
+    assert [node["type"] for node in nodes.values()].count("LLaDAUniDecode") == shown.count(("LLaDAUniDecode", "seed"))
+    assert form["outputs"]
+    # An edit takes its size from the picture; the form does not ask for another.
+    for node in graph["nodes"]:
+        if node["type"] == "LLaDAUniSample":
+            edits = any(entry["name"] == "references" and entry["link"] for entry in node["inputs"])
+            assert ([node["id"], "width"] in form["inputs"]) != edits
 
 
 def test_boxes_lie_apart_and_inside_a_group(graph):
