@@ -16,7 +16,7 @@ from .backbone.keys import open_backbone
 from .checkpoint.component import Component
 from .checkpoint.layout import Layout
 from .checkpoint.weights import read_json
-from .checks import PIXELS, check_size, check_text
+from .checks import PIXELS, check_count, check_flag, check_kind, check_optional, check_seed, check_size, check_text
 from .decoder.conditioning import CODES_KEY, open_embedder
 from .decoder.decode import (
     check_grid,
@@ -28,13 +28,13 @@ from .decoder.decode import (
     sample_latents,
     vae_working_bytes,
 )
-from .errors import CheckpointError, InputError
+from .errors import CheckpointError, InputError, shown
 from .image_tokens import PATCH, ImageTokens
 from .libraries import without_partial_torchvision
-from .options import Decoding, Guidance, Sampling, Sprint
+from .options import MAX_IMAGES, MAX_NEW_TOKENS, Decoding, Guidance, Sampling, Sprint
 from .placement import PRECISIONS, ComponentManager, OneDevice, Placement, WorkingBytes
 from .preview_colours import colour_chart, colours, fit_latents
-from .progress import Progress, ProgressCallback, report
+from .progress import Progress, ProgressCallback, report, shifted
 from .quantization.modules import QuantizedLinear
 from .sampling.interleaved import Story, generate_interleaved
 from .sampling.tasks import Job, Usage, for_editing
@@ -98,12 +98,7 @@ class LLaDAUni:
         >>> image = model.decode(drawn.tokens, Decoding(turbo=True))[0]  # float32 [1024, 1024, 3] in 0...1
     """
 
-    def __init__(
-        self,
-        folder: Path | str,
-        manager: ComponentManager | None = None,
-        attention: str = "auto",
-    ):
+    def __init__(self, folder: Path | str, manager: ComponentManager | None = None, attention: str = "auto"):
         self.layout = Layout.open(Path(folder))
         self.manager = manager or OneDevice()
         self._palette: torch.Tensor | None = None
@@ -196,8 +191,8 @@ class LLaDAUni:
             As many grids as images. Several images share the smaller budget of the checkpoint.
         """
         self.layout.require("image_tokenizer")
-        if image.ndim != 4 or image.shape[0] == 0:
-            found = f"shape {list(image.shape)}"
+        if not isinstance(image, torch.Tensor) or image.ndim != 4 or image.shape[0] == 0:
+            found = f"shape {list(image.shape)}" if isinstance(image, torch.Tensor) else shown(image)
             raise InputError("image", found, "a batch [batch, height, width, channels]", "Connect at least one image.")
         several = len(image) > 1
         prepared = [self._normalise(prepare(one, purpose, fit, self._budgets, several, pixels)) for one in image]
@@ -235,7 +230,7 @@ class LLaDAUni:
             references: images to edit.
             thinking: write a plan first; not with references.
             sampling, guidance, sprint: options; guidance None is text 2, or 4 when editing.
-            seed: of the draws at temperature > 0.
+            seed: of the draws at temperature > 0, 0 to 2**64 - 1.
             progress: called after each round, stages "thinking" and "backbone".
 
         Raises:
@@ -243,6 +238,9 @@ class LLaDAUni:
                 of another codebook, thinking with references.
         """
         check_text("prompt", prompt)
+        check_optional("references", references, ImageTokens)
+        check_optional("guidance", guidance, Guidance)
+        check_flag("thinking", thinking)
         job = self._job(sampling, sprint, seed, progress)
         if references is not None:
             if thinking:
@@ -278,12 +276,12 @@ class LLaDAUni:
         Args:
             question: not empty.
             images: what it is about.
-            max_new_tokens: the longest answer, >= 1; shortened, with a log line, where the context ends earlier.
+            max_new_tokens: the longest answer, 1 to 16,384; shortened, with a log line, where the context ends earlier.
             sampling, sprint, seed, progress: as in `generate`; stage "answer".
         """
         check_text("question", question)
-        if max_new_tokens < 1:
-            raise InputError("max_new_tokens", max_new_tokens, "at least 1", "2048 is the default.")
+        check_optional("images", images, ImageTokens)
+        check_count("max_new_tokens", max_new_tokens, 1, MAX_NEW_TOKENS, "2048 is the default.")
         rows = prompts.understand(self.vocabulary, question, images)
         return Answer(*self._job(sampling, sprint, seed, progress).answer(rows, max_new_tokens))
 
@@ -302,15 +300,16 @@ class LLaDAUni:
 
         Args:
             instruction: what to tell; not empty.
-            max_images: the story ends after so many, >= 1.
+            max_images: the story ends after so many, 1 to 16.
             references: images to start from.
             sampling: steps is of images; texts take thinking_steps and at most thinking_length tokens each.
             guidance: image > 0 draws every image but the first as an edit of the one before it.
             seed, progress: as in `generate`; stages "story" and "backbone".
         """
         check_text("instruction", instruction)
-        if max_images < 1:
-            raise InputError("max_images", max_images, "at least 1", "A story has one image or more.")
+        check_optional("references", references, ImageTokens)
+        check_optional("guidance", guidance, Guidance)
+        check_count("max_images", max_images, 1, MAX_IMAGES, "A story has one image or more.")
         job = self._job(sampling, None, seed, progress)
         return generate_interleaved(job, instruction, references, max_images, guidance or Guidance())
 
@@ -327,6 +326,8 @@ class LLaDAUni:
         Returns:
             A float32 [32 h, 32 w, 3] in 0...1 for each grid, on the CPU.
         """
+        check_kind("tokens", tokens, ImageTokens, "ImageTokens", "Encode or sample an image first.")
+        check_optional("decoding", decoding, Decoding)
         decoding = decoding or Decoding()
         tokens = tokens.for_codebook(self.codebook_size)
         part = "decoder-turbo" if decoding.turbo else "decoder"
@@ -336,7 +337,7 @@ class LLaDAUni:
         latents = []
         for index, (size, given) in enumerate(zip(tokens.sizes, features, strict=True)):
             placement = self._place(part, lambda config, dtype, size=size: decoder_working_bytes(*size, dtype, config))
-            callback = _shifted(progress, index, len(features))
+            callback = shifted(progress, index, len(features))
             seed = decoding.seed + index
             latents.append(
                 sample_latents(
@@ -375,6 +376,9 @@ class LLaDAUni:
         return self.manager.place(part, component, lambda dtype: working_bytes(config, dtype))
 
     def _job(self, sampling, sprint, seed: int, progress) -> Job:
+        check_optional("sampling", sampling, Sampling)
+        check_optional("sprint", sprint, Sprint)
+        check_seed(seed)
         return Job(
             self.vocabulary,
             self.config,
@@ -390,10 +394,3 @@ class LLaDAUni:
             found, expected = f"{size} codes", f"the {self.codebook_size} image codes of config.json"
             remedy = "The parts belong to different models; download the checkpoint again."
             raise CheckpointError(part, found, expected, remedy)
-
-
-def _shifted(progress: ProgressCallback | None, index: int, count: int) -> ProgressCallback | None:
-    """Progress of image `index` of `count` as a part of the whole."""
-    if progress is None:
-        return None
-    return lambda p: progress(Progress(index * p.total + p.done, count * p.total, p.stage, p.preview))

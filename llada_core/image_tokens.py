@@ -72,10 +72,17 @@ def join(parts: Sequence[ImageTokens]) -> ImageTokens:
 
 
 def save_tokens(tokens: ImageTokens, path: Path) -> None:
-    """Write a token file: safetensors with tensors "0", "1", ... int64 [h, w] and metadata codebook_size."""
+    """Write a token file: safetensors with tensors "0", "1", ... int64 [h, w] and metadata codebook_size.
+
+    Raises InputError where it cannot be written.
+    """
     # Clones: safetensors refuses tensors that share memory, as they do where an image is joined with itself.
     tensors = {str(i): grid.contiguous().clone() for i, grid in enumerate(tokens.grids)}
-    save_file(tensors, str(path), metadata={"codebook_size": str(tokens.codebook_size)})
+    try:
+        save_file(tensors, str(path), metadata={"codebook_size": str(tokens.codebook_size)})
+    except (SafetensorError, OSError) as error:
+        remedy = "Choose another name, or make room; the tokens are still there for another run."
+        raise InputError(path.name, f"a file that cannot be written ({error})", "room for it", remedy) from error
 
 
 def load_tokens(path: Path) -> ImageTokens:

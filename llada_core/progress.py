@@ -41,3 +41,10 @@ def report(callback: ProgressCallback | None, progress: Progress) -> None:
     """Hand `progress` to the callback; False from it, or any exception in it, ends the work here."""
     if callback is not None and callback(progress) is False:
         raise Interrupted(f"stopped at {progress.stage} round {progress.done} of {progress.total}")
+
+
+def shifted(progress: ProgressCallback | None, index: int, count: int) -> ProgressCallback | None:
+    """Progress of image `index` of `count` as a part of the whole."""
+    if progress is None:
+        return None
+    return lambda p: progress(Progress(index * p.total + p.done, count * p.total, p.stage, p.preview))

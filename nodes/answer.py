@@ -5,22 +5,13 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
-from ..llada_core.checks import check_text
+from ..llada_core.checks import check_count, check_flag, check_seed, check_text
 from ..llada_core.image_tokens import ImageTokens, join
-from ..llada_core.options import TEXT_STEPS
+from ..llada_core.options import MAX_NEW_TOKENS, MAX_STEPS, TEXT_STEPS
 from . import host
 from .options import SamplingChoice
-from .types import (
-    CATEGORY,
-    complaint,
-    folding,
-    found_as,
-    model_input,
-    sampling_input,
-    seed_input,
-    sprint_input,
-    tokens_input,
-)
+from .sockets import ABSENT, check_received, complaint
+from .types import CATEGORY, folding, found_as, model_input, sampling_input, seed_input, sprint_input, tokens_input
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +33,14 @@ class ImageQA(io.ComfyNode):
                 model_input(),
                 io.String.Input("question", multiline=True, dynamic_prompts=True, tooltip="What to ask."),
                 io.Int.Input(
-                    "steps", default=TEXT_STEPS, min=1, max=1024, tooltip="Rounds that each block of text may take."
+                    "steps",
+                    default=TEXT_STEPS,
+                    min=1,
+                    max=MAX_STEPS,
+                    tooltip="Rounds that each block of text may take.",
                 ),
                 io.Int.Input(
-                    "max_new_tokens", default=2048, min=1, max=16384, tooltip="The longest answer, in tokens."
+                    "max_new_tokens", default=2048, min=1, max=MAX_NEW_TOKENS, tooltip="The longest answer, in tokens."
                 ),
                 seed_input("Draws at a temperature above 0 (Sampling Options). At temperature 0 it changes nothing."),
                 io.Image.Input("image", optional=True, tooltip="One image or a batch to ask about."),
@@ -75,9 +70,19 @@ class ImageQA(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, question=None) -> bool | str:
+    def validate_inputs(
+        cls,
+        input_types=None,
+        model=ABSENT,
+        question=None,
+        image=ABSENT,
+        tokens=ABSENT,
+        sampling=ABSENT,
+        sprint=ABSENT,
+    ) -> bool | str:
         """Refuse an empty question before anything runs."""
-        return complaint(lambda: question is not None and check_text("question", question))
+        sockets = {"model": model, "image": image, "tokens": tokens, "sampling": sampling, "sprint": sprint}
+        return complaint(cls, input_types, sockets, lambda: question is not None and check_text("question", question))
 
     @classmethod
     def execute(
@@ -94,7 +99,12 @@ class ImageQA(io.ComfyNode):
         one_by_one: bool = False,
     ) -> io.NodeOutput:
         """Encode what is not encoded yet, then answer."""
+        check_received(cls, model=model, image=image, tokens=tokens, sampling=sampling, sprint=sprint)
         check_text("question", question)
+        check_count("max_new_tokens", max_new_tokens, 1, MAX_NEW_TOKENS)
+        check_flag("one_by_one", one_by_one)
+        check_seed(seed)
+        choice = replace((sampling or SamplingChoice()).sampling, steps=steps)
         progress = host.Reporter(cls.hidden, model)
         parts = [] if tokens is None else [tokens.for_codebook(model.codebook_size)]
         if image is not None:
@@ -102,7 +112,6 @@ class ImageQA(io.ComfyNode):
             parts = [model.encode(batch, "understand", progress=progress) for batch in batches] + parts
         images = join(parts) if parts else None
         asked = [ImageTokens((g,), images.codebook_size) for g in images.grids] if one_by_one and images else [images]
-        choice = replace((sampling or SamplingChoice()).sampling, steps=steps)
         answers = []
         for about in asked:
             answer = model.answer(

@@ -5,9 +5,10 @@ import time
 import torch
 from comfy_api.latest import io
 
-from ..llada_core.options import Decoding
+from ..llada_core.options import MAX_DECODER_STEPS, Decoding
 from . import host
-from .types import CATEGORY, complaint, folding, found_as, model_input, seed_input, tokens_input
+from .sockets import ABSENT, check_received, complaint
+from .types import CATEGORY, folding, found_as, model_input, seed_input, tokens_input
 
 
 class Decode(io.ComfyNode):
@@ -35,7 +36,7 @@ class Decode(io.ComfyNode):
                     "steps",
                     default=0,
                     min=0,
-                    max=1000,
+                    max=MAX_DECODER_STEPS,
                     tooltip="Steps of the decoder; 0 is its own default: 8 with turbo, 50 without.",
                 ),
                 seed_input("The noise that the picture grows from. Image i of a batch uses seed + i."),
@@ -51,14 +52,19 @@ class Decode(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, turbo=None, steps=None) -> bool | str:
-        """Refuse impossible steps before anything runs."""
-        known = turbo is not None and steps is not None
-        return complaint(lambda: known and Decoding(turbo=turbo, steps=steps))
+    def validate_inputs(cls, input_types=None, model=ABSENT, tokens=ABSENT, turbo=None, steps=None) -> bool | str:
+        """Refuse impossible steps before anything runs; whether a linked `turbo` takes 1 step is known later."""
+
+        def check():
+            if steps is not None:
+                Decoding(turbo=True if turbo is None else turbo, steps=steps)
+
+        return complaint(cls, input_types, {"model": model, "tokens": tokens}, check)
 
     @classmethod
     def execute(cls, model, tokens, turbo: bool, steps: int, seed: int) -> io.NodeOutput:
         """Decode every grid."""
+        check_received(cls, model=model, tokens=tokens)
         decoding = Decoding(turbo=turbo, steps=steps, seed=seed)
         began = time.perf_counter()
         reporter = host.Reporter(cls.hidden, model, latents=True)

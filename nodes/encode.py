@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from . import host
+from .sockets import ABSENT, check_received, complaint
 from .types import CATEGORY, Tokens, folding, found_as, model_input
 
 
@@ -53,6 +54,12 @@ class Encode(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, input_types=None, model=ABSENT, image=ABSENT) -> bool | str:
+        """Refuse values in place of links before anything runs."""
+        return complaint(cls, input_types, {"model": model, "image": image})
+
+    @classmethod
     def execute(cls, model, image, purpose: str, fit: str, pixels: int = 0) -> io.NodeOutput:
         """Encode all images of the batch."""
+        check_received(cls, model=model, image=image)
         return io.NodeOutput(model.encode(image, purpose, fit, pixels, progress=host.Reporter(cls.hidden, model)))

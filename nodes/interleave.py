@@ -6,10 +6,11 @@ from dataclasses import replace
 from comfy_api.latest import io
 
 from ..llada_core.checks import check_text
-from ..llada_core.options import IMAGE_STEPS, Guidance
+from ..llada_core.options import IMAGE_STEPS, MAX_GUIDANCE, MAX_IMAGES, MAX_STEPS, Guidance
 from . import host
 from .options import SamplingChoice
-from .types import CATEGORY, Tokens, complaint, folding, found_as, model_input, sampling_input, seed_input, tokens_input
+from .sockets import ABSENT, check_received, complaint
+from .types import CATEGORY, Tokens, folding, found_as, model_input, sampling_input, seed_input, tokens_input
 
 log = logging.getLogger(__name__)
 
@@ -30,15 +31,21 @@ class Interleave(io.ComfyNode):
             inputs=[
                 model_input(),
                 io.String.Input("instruction", multiline=True, dynamic_prompts=True, tooltip="What to tell and show."),
-                io.Int.Input("max_images", default=4, min=1, max=16, tooltip="The story ends after so many images."),
                 io.Int.Input(
-                    "steps", default=IMAGE_STEPS, min=1, max=1024, tooltip="Rounds a block of image tokens may take."
+                    "max_images", default=4, min=1, max=MAX_IMAGES, tooltip="The story ends after so many images."
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=IMAGE_STEPS,
+                    min=1,
+                    max=MAX_STEPS,
+                    tooltip="Rounds a block of image tokens may take.",
                 ),
                 io.Float.Input(
                     "guidance",
                     default=Guidance.text,
                     min=0.0,
-                    max=100.0,
+                    max=MAX_GUIDANCE,
                     step=0.1,
                     tooltip="How strongly images follow the text; 1 turns it off.",
                 ),
@@ -56,9 +63,16 @@ class Interleave(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, instruction=None) -> bool | str:
+    def validate_inputs(
+        cls, input_types=None, model=ABSENT, instruction=None, references=ABSENT, sampling=ABSENT
+    ) -> bool | str:
         """Refuse an empty instruction before anything runs."""
-        return complaint(lambda: instruction is not None and check_text("instruction", instruction))
+        return complaint(
+            cls,
+            input_types,
+            {"model": model, "references": references, "sampling": sampling},
+            lambda: instruction is not None and check_text("instruction", instruction),
+        )
 
     @classmethod
     def execute(
@@ -73,6 +87,7 @@ class Interleave(io.ComfyNode):
         sampling: SamplingChoice | None = None,
     ) -> io.NodeOutput:
         """Tell the story."""
+        check_received(cls, model=model, references=references, sampling=sampling)
         choice = sampling or SamplingChoice()
         reporter = host.Reporter(cls.hidden, model)
         story = model.interleave(

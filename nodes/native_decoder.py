@@ -6,9 +6,11 @@ file.
 
 from comfy_api.latest import io
 
-from ..llada_core.checks import PIXELS, check_choice
+from ..llada_core.checks import PIXELS, check_choice, check_count, check_range
+from ..llada_core.options import MAX_DECODER_STEPS
 from ..llada_core.zimage import DECODERS, decoder_files, features_of, vae_files
-from .types import CATEGORY, complaint, model_input, tokens_input
+from .sockets import ABSENT, check_received, complaint
+from .types import CATEGORY, model_input, tokens_input
 
 
 class DecoderModel(io.ComfyNode):
@@ -40,13 +42,19 @@ class DecoderModel(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, decoder=None) -> bool | str:
+    def validate_inputs(cls, input_types=None, model=ABSENT, decoder=None) -> bool | str:
         """Refuse another decoder before anything runs; ComfyUI 0.3.64 lets any text through."""
-        return complaint(lambda: decoder is not None and check_choice("decoder", decoder, DECODERS))
+        return complaint(
+            cls,
+            input_types,
+            {"model": model},
+            lambda: decoder is not None and check_choice("decoder", decoder, DECODERS),
+        )
 
     @classmethod
     def execute(cls, model, decoder: str) -> io.NodeOutput:
         """Read what of the two is not in memory yet."""
+        check_received(cls, model=model)
         from .host import zimage
 
         return io.NodeOutput(*zimage.decoder_and_vae(model.manager, decoder_files(model, decoder), vae_files(model)))
@@ -77,8 +85,14 @@ class TokensToConditioning(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, input_types=None, model=ABSENT, tokens=ABSENT) -> bool | str:
+        """Refuse values in place of links before anything runs."""
+        return complaint(cls, input_types, {"model": model, "tokens": tokens})
+
+    @classmethod
     def execute(cls, model, tokens) -> io.NodeOutput:
         """Embed the codes."""
+        check_received(cls, model=model, tokens=tokens)
         from .host import zimage
 
         features, shape = features_of(model, tokens)
@@ -106,8 +120,14 @@ class DecoderGuidance(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, input_types=None, model=ABSENT) -> bool | str:
+        """Refuse values in place of links before anything runs."""
+        return complaint(cls, input_types, {"model": model})
+
+    @classmethod
     def execute(cls, model) -> io.NodeOutput:
         """Set the host's cfg function on a copy."""
+        check_received(cls, model=model)
         from .host import zimage_sampling
 
         return io.NodeOutput(zimage_sampling.with_decoder_guidance(model))
@@ -131,7 +151,7 @@ class DecoderSchedule(io.ComfyNode):
                     "steps",
                     default=0,
                     min=0,
-                    max=1000,
+                    max=MAX_DECODER_STEPS,
                     tooltip="Evaluations, as KSampler counts them. 0 is the decoder's own: 8 for turbo, 49 for normal "
                     "(Decode says 50, as it counts both ends).",
                 ),
@@ -148,8 +168,16 @@ class DecoderSchedule(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, input_types=None, model=ABSENT) -> bool | str:
+        """Refuse values in place of links before anything runs."""
+        return complaint(cls, input_types, {"model": model})
+
+    @classmethod
     def execute(cls, model, steps: int, denoise: float) -> io.NodeOutput:
         """Compute them."""
+        check_received(cls, model=model)
+        check_count("steps", steps, 0, MAX_DECODER_STEPS, "Use 0 for the decoder's own.")
+        check_range("denoise", denoise, 0.0, 1.0)
         from .host import zimage, zimage_sampling
 
         return io.NodeOutput(zimage_sampling.even_sigmas(model, steps or zimage.own_steps(model), denoise))

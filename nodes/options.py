@@ -4,7 +4,19 @@ from dataclasses import dataclass, field
 
 from comfy_api.latest import io
 
-from ..llada_core.options import CONFIDENCE_KINDS, Guidance, Sampling, Sprint
+from ..llada_core.checks import check_range
+from ..llada_core.options import (
+    CONFIDENCE_KINDS,
+    MAX_BLOCK,
+    MAX_GUIDANCE,
+    MAX_NEW_TOKENS,
+    MAX_STEPS,
+    MAX_TEMPERATURE,
+    MAX_TOP_K,
+    Guidance,
+    Sampling,
+    Sprint,
+)
 from .types import CATEGORY, SamplingOptions, SprintOptions, folding, found_as
 
 
@@ -39,7 +51,7 @@ class SamplingNode(io.ComfyNode):
                     "block_length",
                     default=Sampling.block_length,
                     min=1,
-                    max=1024,
+                    max=MAX_BLOCK,
                     tooltip="Tokens filled together. Trained with 32; other lengths lose quality.",
                 ),
                 io.Float.Input(
@@ -54,7 +66,7 @@ class SamplingNode(io.ComfyNode):
                     "temperature",
                     default=Sampling.temperature,
                     min=0.0,
-                    max=100.0,
+                    max=MAX_TEMPERATURE,
                     step=0.05,
                     tooltip="0 takes the most probable token, so the seed has no effect; 1 draws by probability.",
                 ),
@@ -62,7 +74,7 @@ class SamplingNode(io.ComfyNode):
                     "top_k",
                     default=Sampling.top_k,
                     min=0,
-                    max=1_000_000,
+                    max=MAX_TOP_K,
                     tooltip="Draw among so many of the best tokens; 0 is all. Needs a temperature above 0.",
                 ),
                 io.Float.Input(
@@ -85,7 +97,7 @@ class SamplingNode(io.ComfyNode):
                     "image_guidance",
                     default=Guidance.image,
                     min=0.0,
-                    max=100.0,
+                    max=MAX_GUIDANCE,
                     step=0.1,
                     tooltip="When editing: how strongly to hold on to the references. In a story: above 0, each "
                     "picture is an edit of the one before. Above 0 each round costs half as much again.",
@@ -94,14 +106,14 @@ class SamplingNode(io.ComfyNode):
                     "thinking_steps",
                     default=Sampling.thinking_steps,
                     min=1,
-                    max=1024,
+                    max=MAX_STEPS,
                     tooltip="Rounds a block may take while the model thinks, and in the texts of a story.",
                 ),
                 io.Int.Input(
                     "thinking_length",
                     default=Sampling.thinking_length,
                     min=1,
-                    max=16384,
+                    max=MAX_NEW_TOKENS,
                     tooltip="The most tokens that thinking may write, and each text of a story.",
                 ),
             ],
@@ -164,7 +176,7 @@ class SprintNode(io.ComfyNode):
                     "warmup",
                     default=Sprint.warmup,
                     min=0,
-                    max=1024,
+                    max=MAX_STEPS,
                     tooltip="Rounds of each block that still see everything.",
                 ),
                 io.Float.Input(
@@ -189,5 +201,7 @@ class SprintNode(io.ComfyNode):
     @classmethod
     def execute(cls, text_keep_ratio: float, image_keep_ratio: float, **rest) -> io.NodeOutput:
         """Build the options; they check themselves."""
+        for name, ratio in (("text_keep_ratio", text_keep_ratio), ("image_keep_ratio", image_keep_ratio)):
+            check_range(name, ratio, -1.0, 1.0, "Use -1 for keep_ratio.")
         text, image = (None if ratio < 0 else ratio for ratio in (text_keep_ratio, image_keep_ratio))
         return io.NodeOutput(Sprint(text_keep_ratio=text, image_keep_ratio=image, **rest))

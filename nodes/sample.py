@@ -5,21 +5,12 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
-from ..llada_core.checks import check_size, check_text
-from ..llada_core.options import IMAGE_STEPS, Guidance
+from ..llada_core.checks import MAX_SIDE, PIXELS, check_size, check_text
+from ..llada_core.options import IMAGE_STEPS, MAX_GUIDANCE, MAX_STEPS, Guidance
 from . import host
 from .options import SamplingChoice
-from .types import (
-    CATEGORY,
-    Tokens,
-    complaint,
-    found_as,
-    model_input,
-    sampling_input,
-    seed_input,
-    sprint_input,
-    tokens_input,
-)
+from .sockets import ABSENT, check_received, complaint
+from .types import CATEGORY, Tokens, found_as, model_input, sampling_input, seed_input, sprint_input, tokens_input
 
 log = logging.getLogger(__name__)
 
@@ -47,31 +38,31 @@ class Sample(io.ComfyNode):
                 io.Int.Input(
                     "width",
                     default=1024,
-                    min=32,
-                    max=8192,
-                    step=32,
+                    min=PIXELS,
+                    max=MAX_SIDE,
+                    step=PIXELS,
                     tooltip="Width of the decoded picture in pixels. Not used with references.",
                 ),
                 io.Int.Input(
                     "height",
                     default=1024,
-                    min=32,
-                    max=8192,
-                    step=32,
+                    min=PIXELS,
+                    max=MAX_SIDE,
+                    step=PIXELS,
                     tooltip="Height of the decoded picture in pixels. Not used with references.",
                 ),
                 io.Int.Input(
                     "steps",
                     default=IMAGE_STEPS,
                     min=1,
-                    max=1024,
+                    max=MAX_STEPS,
                     tooltip="Rounds a block may take.",
                 ),
                 io.Float.Input(
                     "guidance",
                     default=Guidance.text,
                     min=0.0,
-                    max=100.0,
+                    max=MAX_GUIDANCE,
                     step=0.1,
                     tooltip="How strongly to follow the prompt. 2 for drawing, 4 for editing; 1 turns it off and "
                     "halves the work.",
@@ -100,16 +91,26 @@ class Sample(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, prompt=None, width=None, height=None) -> bool | str:
+    def validate_inputs(
+        cls,
+        input_types=None,
+        model=ABSENT,
+        prompt=None,
+        width=None,
+        height=None,
+        references=ABSENT,
+        sampling=ABSENT,
+        sprint=ABSENT,
+    ) -> bool | str:
         """Refuse an empty prompt and impossible sizes before anything runs; linked values are checked when known."""
+        sockets = {"model": model, "references": references, "sampling": sampling, "sprint": sprint}
 
         def check():
             if prompt is not None:
                 check_text("prompt", prompt)
-            if width is not None and height is not None:
-                check_size(height, width)
+            check_size(PIXELS if height is None else height, PIXELS if width is None else width)
 
-        return complaint(check)
+        return complaint(cls, input_types, sockets, check)
 
     @classmethod
     def execute(
@@ -127,6 +128,7 @@ class Sample(io.ComfyNode):
         sprint=None,
     ) -> io.NodeOutput:
         """Draw or edit."""
+        check_received(cls, model=model, references=references, sampling=sampling, sprint=sprint)
         choice = sampling or SamplingChoice()
         reporter = host.Reporter(cls.hidden, model)
         drawn = model.generate(

@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ..llada_core.image_tokens import join, load_tokens, save_tokens
 from . import host
+from .sockets import ABSENT, check_received, complaint
 from .types import CATEGORY, Tokens, found_as, tokens_input
 
 
@@ -29,8 +30,17 @@ class JoinTokens(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(
+        cls, input_types=None, tokens_1=ABSENT, tokens_2=ABSENT, tokens_3=ABSENT, tokens_4=ABSENT
+    ) -> bool | str:
+        """Refuse values in place of links before anything runs."""
+        sockets = {"tokens_1": tokens_1, "tokens_2": tokens_2, "tokens_3": tokens_3, "tokens_4": tokens_4}
+        return complaint(cls, input_types, sockets)
+
+    @classmethod
     def execute(cls, tokens_1, tokens_2, tokens_3=None, tokens_4=None) -> io.NodeOutput:
         """Join what is connected."""
+        check_received(cls, tokens_1=tokens_1, tokens_2=tokens_2, tokens_3=tokens_3, tokens_4=tokens_4)
         return io.NodeOutput(join([part for part in (tokens_1, tokens_2, tokens_3, tokens_4) if part is not None]))
 
 
@@ -60,8 +70,19 @@ class SaveTokens(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, input_types=None, tokens=ABSENT, filename_prefix=None) -> bool | str:
+        """Refuse a name that cannot be written while there are no tokens to lose yet."""
+        return complaint(
+            cls,
+            input_types,
+            {"tokens": tokens},
+            lambda: filename_prefix is not None and host.check_token_prefix(filename_prefix),
+        )
+
+    @classmethod
     def execute(cls, tokens, filename_prefix: str) -> io.NodeOutput:
         """Write the next free file of that prefix."""
+        check_received(cls, tokens=tokens)
         path, label = host.next_token_file(filename_prefix)
         save_tokens(tokens, path)
         host.say(cls.hidden, f"Saved: {label}")

@@ -6,6 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..llada_core.checks import MAX_SEED
+
 CATEGORY = "LLaDA-Uni"
 
 Model = io.Custom("LLADA_UNI")
@@ -40,7 +42,7 @@ def sprint_input() -> io.Input:
 
 def seed_input(tooltip: str) -> io.Input:
     """A seed that the front end can change after each run."""
-    return io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=True, tooltip=tooltip)
+    return io.Int.Input("seed", default=0, min=0, max=MAX_SEED, control_after_generate=True, tooltip=tooltip)
 
 
 def folding(*names: str) -> Callable[[Callable[[Any], io.Schema]], Callable[[Any], io.Schema]]:
@@ -66,12 +68,3 @@ def folding(*names: str) -> Callable[[Callable[[Any], io.Schema]], Callable[[Any
 def found_as(*words: str) -> dict[str, list[str]]:
     """A schema's further words that find its node in the front end's search, where the host's schemas have such."""
     return {"search_aliases": list(words)} if "search_aliases" in io.Schema.__dataclass_fields__ else {}
-
-
-def complaint(check: Callable[[], Any]) -> bool | str:
-    """What validate_inputs answers: True, or the text of the ValueError that `check` raises."""
-    try:
-        check()
-    except ValueError as error:
-        return str(error)
-    return True

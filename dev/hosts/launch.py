@@ -1,9 +1,11 @@
-"""Runs a Python program where torchvision may have been built for another torch.
+"""Runs a Python program where torchvision may have been built for another torch, and torchaudio may be missing.
 
 ComfyUI imports torchvision, whose Python half asks for two operators that only its compiled half declares. On a CPU
-machine without that half the declarations are enough: no test of ours resizes through them. Newer ones import
-torchaudio too; where there is none an empty module stands in, as no node of ours hears anything. Without `--cpu`
-nothing is done: ComfyUI chooses torch's allocator, so torch must not have been imported before it.
+machine without that half the declarations are enough: no test of ours resizes through them. Without `--cpu` nothing is
+done: ComfyUI chooses torch's allocator, so torch must not have been imported before it.
+
+From 0.33 on ComfyUI does not start without torchaudio, which is built for one torch and one only. Where it is missing,
+modules that hold nothing take its place: no test of ours makes a sound.
 
 Usage: python launch.py <program> [arguments]
 """
@@ -11,6 +13,7 @@ Usage: python launch.py <program> [arguments]
 import importlib.util
 import runpy
 import sys
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -37,21 +40,36 @@ def import_torchvision() -> Any:
         return declare_operators()
 
 
-def stand_in_for_torchaudio() -> None:
-    """Put an empty torchaudio where none is installed."""
-    if importlib.util.find_spec("torchaudio") is None:
-        for name in ("torchaudio", "torchaudio.functional", "torchaudio.transforms"):
-            sys.modules[name] = ModuleType(name)
-            sys.modules[name].__spec__ = ModuleSpec(name, None)  # transformers asks for it
-            parent, _, leaf = name.rpartition(".")
-            if parent:
-                setattr(sys.modules[parent], leaf, sys.modules[name])
+class Silence(MetaPathFinder, Loader):
+    """Finds torchaudio and all below it: modules whose every name is a class that nobody can make an object of."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        """The module's spec, or None for all others."""
+        return ModuleSpec(fullname, self, is_package=True) if fullname.split(".")[0] == "torchaudio" else None
+
+    def create_module(self, spec) -> ModuleType:
+        """A module that makes up its names as they are asked for."""
+        module = ModuleType(spec.name)
+
+        def absent(_self, *_arguments, **_named):
+            raise RuntimeError("torchaudio is a stand-in here; install it to work with sound")
+
+        def named(name: str) -> type:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return type(name, (), {"__init__": absent, "__module__": spec.name})
+
+        module.__getattr__ = named
+        return module
+
+    def exec_module(self, module) -> None:
+        """Nothing is in it."""
 
 
 if __name__ == "__main__":
-    if "--cpu" in sys.argv:
-        stand_in_for_torchaudio()
     declared = import_torchvision() if "--cpu" in sys.argv else None
+    if importlib.util.find_spec("torchaudio") is None:
+        sys.meta_path.append(Silence())
     sys.argv = sys.argv[1:]
     sys.path.insert(0, str(Path(sys.argv[0]).parent))
     runpy.run_path(sys.argv[0], run_name="__main__")

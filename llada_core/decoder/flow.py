@@ -8,6 +8,8 @@ from itertools import pairwise
 
 import torch
 
+from ..checks import check_count
+from ..options import MAX_DECODER_STEPS
 from ..progress import Progress, ProgressCallback, report
 
 WARP = 6.0  # of the normal decoder's times
@@ -17,13 +19,15 @@ Velocity = Callable[[torch.Tensor, float], torch.Tensor]
 
 
 def normal_times(steps: int) -> list[float]:
-    """`steps` times from 0 to 1, evenly spaced and then warped t/(t + 6 - 6t): densest near the noise."""
+    """`steps` times, 2 to 1000, from 0 to 1, evenly spaced and then warped t/(t + 6 - 6t): densest near the noise."""
+    check_count("steps", steps, 2, MAX_DECODER_STEPS)
     even = (i / (steps - 1) for i in range(steps))
     return [t / (t + WARP - WARP * t) for t in even]
 
 
 def turbo_times(steps: int) -> list[float]:
-    """`steps` + 1 even times from 0 to 1."""
+    """`steps` + 1 even times from 0 to 1, steps from 1 to 1000."""
+    check_count("steps", steps, 1, MAX_DECODER_STEPS)
     return [i / steps for i in range(steps + 1)]
 
 

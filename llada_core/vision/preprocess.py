@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..checks import check_choice, check_range
+from ..checks import check_choice, check_count
 from ..errors import CheckpointError, InputError
 
 ALIGN = 32  # every side is a multiple of this: two patches, as the 2x decoder was trained
@@ -233,8 +233,9 @@ def prepare(
     """
     check_choice("purpose", purpose, ("edit", "understand"))
     check_choice("fit", fit, ("cover", "crop"))
+    check_count("pixels", pixels, 0, MAX_PIXELS, "Use 0 for the checkpoint's own budget.")
     if pixels:
-        check_range("pixels", pixels, ALIGN**2, MAX_PIXELS, "Use 0 for the checkpoint's own budget.")
+        check_count("pixels", pixels, ALIGN**2, MAX_PIXELS, "Use 0 for the checkpoint's own budget.")
     budgets = budgets or PixelBudgets()
     picture = to_picture(image)
     size = (picture.height, picture.width)

@@ -1,16 +1,19 @@
 """Where checkpoints and token files lie. Only what is listed here can be opened."""
 
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import folder_paths
 
+from ...llada_core.checks import check_kind
 from ...llada_core.engine import Layout
-from ...llada_core.errors import InputError
+from ...llada_core.errors import InputError, shown
 
 CHECKPOINTS = "llada_uni"
 TOKEN_SUFFIX = ".safetensors"
+_COUNTER = "_{:05}_" + TOKEN_SUFFIX
 _OUTPUT = " [output]"  # the host's own way to mark files of its output folder
 
 _OURS = Path(__file__).resolve().parents[2] / "checkpoints"  # the miniature comes with the pack
@@ -31,10 +34,10 @@ def checkpoint_names() -> list[str]:
 def checkpoint_path(name: str) -> Path:
     """The folder of a listed checkpoint. Raises InputError for any other name."""
     found = _checkpoints()
-    if name not in found:
+    if not isinstance(name, str) or name not in found:
         places = ", ".join(place for place in folder_paths.get_folder_paths(CHECKPOINTS) if Path(place) != _OURS)
         expected = f"one of {', '.join(checkpoint_names())}"
-        raise InputError("checkpoint", repr(name), expected, f"Put the checkpoint's folder into {places}.")
+        raise InputError("checkpoint", shown(name), expected, f"Put the checkpoint's folder into {places}.")
     return found[name]
 
 
@@ -80,9 +83,9 @@ def token_file_names() -> list[str]:
 def token_file(name: str) -> Path:
     """The path of a listed token file. Raises InputError for any other name."""
     found = _token_files()
-    if name not in found:
+    if not isinstance(name, str) or name not in found:
         expected = "a .safetensors file of the input or output folder"
-        raise InputError("file", repr(name), expected, "Save tokens first, or put the file into the input folder.")
+        raise InputError("file", shown(name), expected, "Save tokens first, or put the file into the input folder.")
     return found[name]
 
 
@@ -96,12 +99,49 @@ def _token_files() -> dict[str, Path]:
     }
 
 
+def check_token_prefix(prefix: str) -> None:
+    """Raise InputError unless files whose names begin with `prefix` can be written; writes nothing.
+
+    The file system itself is asked about each name, since what it refuses differs from one to the next.
+    """
+    remedy = 'Give a short name such as "tokens/llada"; a slash makes a folder inside the output folder.'
+
+    def refuse(found: str) -> InputError:
+        return InputError("filename_prefix", found, "the start of a file name", remedy)
+
+    check_kind("filename_prefix", prefix, str, "the start of a file name", remedy)
+    if any(ord(character) < 32 for character in prefix):
+        raise refuse(f"{shown(prefix)}, with characters that no file name has")
+    base = Path(folder_paths.get_output_directory()).absolute()
+    target = Path(os.path.abspath(base / prefix))
+    if not target.is_relative_to(base):
+        raise refuse(f"{shown(prefix)}, which leaves the output folder")
+    *folders, name = target.relative_to(base).parts or ("",)
+    if not all(part.strip(". ") for part in (*folders, name)):
+        raise refuse(f"{shown(prefix)}, a name without a letter")
+    file = f"{name}{_COUNTER.format(10**5)}"
+    within = [base.joinpath(*folders[:count]) for count in range(len(folders) + 1)]
+    # Of a path the first part that is not there ends the search, so each name is also asked about alone.
+    for path in (*within, within[-1] / file, *(base / part for part in (*folders, file))):
+        try:
+            str(path).encode()
+            found = path.lstat() and path.stat()
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "half a character"
+            raise refuse(f"{shown(prefix)}, which the file system refuses ({reason})") from error
+        if path in within and not (stat.S_ISDIR(found.st_mode) and os.access(path, os.W_OK | os.X_OK)):
+            raise refuse(f"{shown(prefix)}, where {path.name} is no folder that can be written to")
+
+
 def next_token_file(prefix: str) -> tuple[Path, str]:
     """The next free path for a prefix in the output folder, and its name relative to that folder.
 
-    Raises whatever the host raises for a prefix that leaves the output folder.
+    Raises InputError as `check_token_prefix`.
     """
+    check_token_prefix(prefix)
     base = folder_paths.get_output_directory()
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, base)
-    file = f"{name}_{counter:05}_{TOKEN_SUFFIX}"
+    file = f"{name}{_COUNTER.format(counter)}"
     return Path(folder) / file, (Path(subfolder) / file).as_posix()

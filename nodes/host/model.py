@@ -4,7 +4,8 @@ import weakref
 
 from comfy.model_patcher import ModelPatcher
 
-from ...llada_core.engine import LLaDAUni
+from ...llada_core.checks import check_choice
+from ...llada_core.engine import ATTENTION_KINDS, PRECISIONS, LLaDAUni
 from .component_manager import HostComponentManager
 from .folders import checkpoint_fingerprint, checkpoint_path
 
@@ -50,6 +51,8 @@ _SHARED = _SharedManagers()
 
 def open_checkpoint(name: str, precision: str, attention: str) -> HostedModel:
     """Open a listed checkpoint. Raises InputError and CheckpointError as `checkpoint_path` and LLaDAUni do."""
+    check_choice("precision", precision, tuple(PRECISIONS))
+    check_choice("attention", attention, ATTENTION_KINDS)
     folder = checkpoint_path(name)
     # Until attention is a matter of a call it is part of the module.
     key = (str(folder.resolve()), checkpoint_fingerprint(name), precision, attention)

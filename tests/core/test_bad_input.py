@@ -43,7 +43,7 @@ REFUSED = {
     "empty story": (lambda m, p: m.interleave("", progress=p), r"instruction: found nothing"),
     "odd height": (
         lambda m, p: m.generate("fox", 1000, 1024, progress=p),
-        r"height: found 1000 pixels; expected a multiple of 32\. The nearest is 992",
+        r"height: found 1000 pixels; expected a multiple of 32 up to 8192\. The nearest is 992",
     ),
     "odd width": (lambda m, p: m.generate("fox", 1024, 1009, progress=p), r"width: found 1009 pixels.*nearest is 1024"),
     "no size": (lambda m, p: m.generate("fox", 0, 1024, progress=p), r"height: found 0 pixels.*nearest is 32"),
@@ -85,8 +85,11 @@ REFUSED = {
     "question about tokens of another codebook": (lambda m, p: m.answer("?", OTHERS, progress=p), r"codebook of 512"),
     "story of another codebook": (lambda m, p: m.interleave("a", references=OTHERS, progress=p), r"codebook of 512"),
     "decoding of another codebook": (lambda m, p: m.decode(OTHERS, progress=p), r"codebook of 512"),
-    "no answer": (lambda m, p: m.answer("?", max_new_tokens=0, progress=p), r"max_new_tokens: found 0; expected at le"),
-    "no story": (lambda m, p: m.interleave("a", 0, progress=p), r"max_images: found 0; expected at least 1"),
+    "no answer": (
+        lambda m, p: m.answer("?", max_new_tokens=0, progress=p),
+        r"max_new_tokens: found 0; expected a whole",
+    ),
+    "no story": (lambda m, p: m.interleave("a", 0, progress=p), r"max_images: found 0; expected a whole number from 1"),
     "grid too large for the decoder": (
         lambda m, p: m.decode(ImageTokens((torch.zeros(1, 600, dtype=torch.int64),), 256), progress=p),
         r"tokens: found a grid of 1 x 600; expected at most \d+ tokens and 512 a side",
@@ -130,7 +133,7 @@ def test_refused_images(name, purpose, idle):
     [
         ({"purpose": "read"}, r"purpose: found 'read'; expected one of edit, understand"),
         ({"fit": "squeeze"}, r"fit: found 'squeeze'; expected one of cover, crop"),
-        ({"pixels": 10}, r"pixels: found 10; expected a number from 1024 to"),
+        ({"pixels": 10}, r"pixels: found 10; expected a whole number from 1024 to"),
     ],
 )
 def test_refused_ways_to_encode(argument, message, idle):
@@ -154,13 +157,13 @@ def test_the_same_engine_still_works_after_every_error(golden_checkpoint, model)
         (
             Sampling,
             {"steps": 0},
-            r"steps: found 0; expected a whole number of at least 1\. Each block needs at least one",
+            r"steps: found 0; expected a whole number from 1 to 1024\. Each block needs at least one",
         ),
         (Sampling, {"steps": -3}, r"steps: found -3"),
         (Sampling, {"steps": 2.5}, r"steps: found 2\.5; expected a whole number"),
         (Sampling, {"steps": True}, r"steps: found True"),
         (Sampling, {"block_length": 0}, r"block_length: found 0"),
-        (Sampling, {"block_length": 2048}, r"block_length: found 2048; expected a number from 1 to 1024"),
+        (Sampling, {"block_length": 2048}, r"block_length: found 2048; expected a whole number from 1 to 1024"),
         (Sampling, {"threshold": -0.1}, r"threshold: found -0\.1; expected a number from 0\.0 to 1\.0"),
         (Sampling, {"threshold": 1.01}, r"threshold: found 1\.01"),
         (Sampling, {"threshold": NAN}, r"threshold: found nan; expected a number from 0\.0 to 1\.0"),
