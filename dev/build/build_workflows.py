@@ -1,4 +1,4 @@
-"""Writes the shipped workflows: graph, API form and thumbnail of each, and the pictures of the help pages.
+"""Writes the shipped workflows: graph, API form and thumbnail of each, the blueprints, and the help pages' pictures.
 
 Each workflow is said once, below. Usage, after any change here or to a schema:
 
@@ -15,6 +15,7 @@ from PIL import Image
 
 from dev.hosts.in_process import InProcessHost
 
+from . import blueprints
 from .graph_forms import Box, Column, Workflow, note
 from .pictures import draw_help, draw_thumbnail
 from .schemas import ROOT, everything
@@ -333,7 +334,7 @@ def help_pictures(workflows: dict[str, Workflow]) -> dict[Path, Image.Image]:
 def main() -> None:
     """Write everything."""
     workflows = build()
-    for path, text in files(workflows).items():
+    for path, text in (files(workflows) | blueprints.files(everything())).items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     with tempfile.TemporaryDirectory() as base:

@@ -161,3 +161,42 @@ def test_nodes_and_help_are_in_chinese_where_the_front_end_is(canvas):
         canvas.shot("chinese")
     finally:
         canvas.page.evaluate(setting, "en")
+
+
+def test_a_blueprint_is_one_node_that_draws(canvas, comfyui):
+    if not (comfyui / "app" / "subgraph_manager.py").exists():
+        pytest.skip("this ComfyUI has no subgraphs of packs")
+    blueprint = json.loads((GRAPHS.parents[1] / "subgraphs" / "Draw (LLaDA-Uni).json").read_text())
+    canvas.page.evaluate("graph => app.loadGraphData(graph, true, true, null)", blueprint)
+    canvas.page.wait_for_timeout(1500)
+    small = {"checkpoint": CHECKPOINT_NAME, "prompt": "a fox", "width": 64, "height": 64, "thinking": False}
+    shown = canvas.page.evaluate(
+        """values => {
+          const [node] = app.graph._nodes;
+          const names = node.widgets.map(w => w.name);
+          for (const widget of node.widgets) if (widget.name in values) widget.value = values[widget.name];
+          const show = LiteGraph.createNode('PreviewImage');
+          app.graph.add(show);
+          node.connect(0, show, 0);
+          return names;
+        }""",
+        small,
+    )
+    assert set(small) <= set(shown)
+    canvas.shot("blueprint")
+    seen = canvas.run()
+    assert any(kind == "executed" and data["output"].get("images") for kind, data in seen)
+
+
+def test_app_mode_shows_the_form(canvas):
+    canvas.open_template("text-to-image")
+    app_mode = "app.extensionManager.command.execute('Comfy.ToggleLinear')"
+    if not canvas.page.evaluate("app.extensionManager.command.commands.some(c => c.id === 'Comfy.ToggleLinear')"):
+        pytest.skip("this front end has no app mode")
+    canvas.page.evaluate(app_mode)
+    try:
+        for name in ("prompt", "width", "height", "seed"):
+            canvas.page.get_by_text(name, exact=True).first.wait_for(timeout=15_000)
+        canvas.shot("app-mode")
+    finally:
+        canvas.page.evaluate(app_mode)
