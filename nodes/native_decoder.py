@@ -55,7 +55,7 @@ class DecoderModel(io.ComfyNode):
     def execute(cls, model, decoder: str) -> io.NodeOutput:
         """Read what of the two is not in memory yet."""
         check_received(cls, model=model)
-        from .host import zimage
+        from .host.zimage import decoder as zimage
 
         return io.NodeOutput(*zimage.decoder_and_vae(model.manager, decoder_files(model, decoder), vae_files(model)))
 
@@ -93,7 +93,7 @@ class TokensToConditioning(io.ComfyNode):
     def execute(cls, model, tokens) -> io.NodeOutput:
         """Embed the codes."""
         check_received(cls, model=model, tokens=tokens)
-        from .host import zimage
+        from .host.zimage import decoder as zimage
 
         features, shape = features_of(model, tokens)
         positive, negative = ([[given, {}]] for given in (features, features.new_zeros(features.shape)))
@@ -128,9 +128,9 @@ class DecoderGuidance(io.ComfyNode):
     def execute(cls, model) -> io.NodeOutput:
         """Set the host's cfg function on a copy."""
         check_received(cls, model=model)
-        from .host import zimage_sampling
+        from .host.zimage import sampling
 
-        return io.NodeOutput(zimage_sampling.with_decoder_guidance(model))
+        return io.NodeOutput(sampling.with_decoder_guidance(model))
 
 
 class DecoderSchedule(io.ComfyNode):
@@ -178,9 +178,10 @@ class DecoderSchedule(io.ComfyNode):
         check_received(cls, model=model)
         check_count("steps", steps, 0, MAX_DECODER_STEPS, "Use 0 for the decoder's own.")
         check_range("denoise", denoise, 0.0, 1.0)
-        from .host import zimage, zimage_sampling
+        from .host.zimage import decoder as zimage
+        from .host.zimage import sampling
 
-        return io.NodeOutput(zimage_sampling.even_sigmas(model, steps or zimage.own_steps(model), denoise))
+        return io.NodeOutput(sampling.even_sigmas(model, steps or zimage.own_steps(model), denoise))
 
 
 NODES = (DecoderModel, TokensToConditioning, DecoderGuidance, DecoderSchedule)

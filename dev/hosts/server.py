@@ -41,6 +41,11 @@ def find_python(comfyui: Path) -> str:
     return named or next((str(path) for path in inside if path.is_file()), sys.executable)
 
 
+def knows_zimage(comfyui: Path) -> bool:
+    """Whether a ComfyUI has the model that Load Decoder and the nodes around it need."""
+    return "class ZImage(" in (comfyui / "comfy" / "supported_models.py").read_text(encoding="utf-8")
+
+
 @dataclass
 class Run:
     """One finished prompt.

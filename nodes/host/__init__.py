@@ -15,7 +15,7 @@ from .folders import (
 from .links import can_link
 from .model import HostedModel, open_checkpoint
 from .progress import Reporter, blocked, say
-from .zimage_support import zimage_missing
+from .zimage import zimage_missing
 
 __all__ = [
     "HostedModel",

@@ -7,15 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dev.hosts.server import find_python
+from dev.hosts.server import find_python, knows_zimage
 
 NODES = ("LLaDAUniDecoderModel", "LLaDAUniConditioning", "LLaDAUniDecoderGuidance", "LLaDAUniDecoderSchedule")
 EXACT = 1e-5  # relative, float32; 1e-4 is asked for
-
-
-def knows_zimage(comfyui: Path) -> bool:
-    """Whether a ComfyUI has the model that the nodes need."""
-    return "class ZImage(" in (comfyui / "comfy" / "supported_models.py").read_text()
 
 
 def run(script: str, comfyui: Path, checkpoint: Path, work: Path) -> dict:

@@ -32,7 +32,7 @@ def pack(name: str):
 
 
 native, zimage, managers = (
-    pack(f"nodes.{name}") for name in ("native_decoder", "host.zimage", "host.component_manager")
+    pack(f"nodes.{name}") for name in ("native_decoder", "host.zimage.decoder", "host.component_manager")
 )
 engine, front, image_tokens = (pack(f"llada_core.{name}") for name in ("engine", "zimage", "image_tokens"))
 

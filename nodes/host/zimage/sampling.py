@@ -7,7 +7,7 @@ import comfy.k_diffusion.sampling as k_diffusion
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ...llada_core.zimage import guide, noise_stream
+from ....llada_core.zimage import guide, noise_stream
 
 
 def draw_noise_as_decode(executor, guider, sigmas, extra_args, callback, noise, *others):

@@ -1,4 +1,4 @@
-"""Whether this host knows Z-Image."""
+"""The decoder as one of the host's own models. The modules in here need a host that knows Z-Image; this one tells."""
 
 
 def zimage_missing() -> str:

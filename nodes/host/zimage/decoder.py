@@ -1,6 +1,6 @@
 """The decoder as one of the host's own models: Z-Image, with the host's classes, loading and samplers.
 
-Importing this file needs a host that has Z-Image; `zimage_support.missing` says whether it has.
+Importing this file needs a host that has Z-Image; `zimage_missing` says whether it has.
 """
 
 import json
@@ -22,11 +22,11 @@ import torch
 from comfy.ldm.modules.diffusionmodules.mmdit import TimestepEmbedder
 from comfy.patcher_extension import WrappersMP
 
-from ...llada_core.errors import CheckpointError, InputError
-from ...llada_core.zimage import DecoderFiles, VAEFiles, to_zimage_form
-from .component_manager import HostComponentManager
-from .zimage_sampling import draw_noise_as_decode
-from .zimage_vae import load_vae
+from ....llada_core.errors import CheckpointError, InputError
+from ....llada_core.zimage import DecoderFiles, VAEFiles, to_zimage_form
+from ..component_manager import HostComponentManager
+from .sampling import draw_noise_as_decode
+from .vae import load_vae
 
 QK_EPS = 1e-5  # of the norms of queries and keys as the decoders were trained; the host leaves float32's epsilon
 # Entries of the table that the host's schedulers choose noise levels from. It has 1,000, which 49 even steps do not

@@ -9,7 +9,7 @@ import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
 from torch import nn
 
-from ...llada_core.zimage import VAEFiles
+from ....llada_core.zimage import VAEFiles
 
 # What the host's class builds for a file of the Flux family, whatever the file's config.json says.
 HOST_SIZES = {
