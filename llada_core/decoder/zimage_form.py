@@ -5,12 +5,11 @@ and vision keys); Z-Image's release has one for all three. Nothing but names and
 """
 
 from collections.abc import Iterable, Mapping
+from typing import NoReturn
 
 import torch
-from torch import nn
 
 from ..checkpoint.component import Component
-from ..checkpoint.weights import OnRead
 from ..errors import CheckpointError, InputError
 from ..quantization.formats import METADATA_SUFFIX, FP8Block, Int8, decode_metadata
 
@@ -37,8 +36,8 @@ class ZImageComponent(Component):
         """What it would compute in."""
         return torch.bfloat16
 
-    def load(self, dtype: torch.dtype, on_read: OnRead | None = None) -> nn.Module:
-        """Raises InputError."""
+    def load(self, *arguments, **named) -> NoReturn:
+        """Raises InputError, whatever is asked for."""
         found, expected = "weights in Z-Image's own form", "weights under diffusers' names"
         remedy = "In ComfyUI use Load Decoder and KSampler; else the decoder that this one was made from."
         raise InputError(self.source.label, found, expected, remedy)
