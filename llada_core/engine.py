@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -15,7 +15,7 @@ from .backbone.experts import ExpertBank
 from .backbone.keys import open_backbone
 from .checkpoint.component import Component
 from .checkpoint.layout import Layout
-from .checkpoint.weights import read_json
+from .checkpoint.weights import PickledTensors, read_json
 from .checks import PIXELS, check_count, check_flag, check_kind, check_optional, check_seed, check_size, check_text
 from .decoder.conditioning import CODES_KEY, open_embedder
 from .decoder.decode import (
@@ -35,7 +35,7 @@ from .options import MAX_IMAGES, MAX_NEW_TOKENS, Decoding, Guidance, Sampling, S
 from .placement import PRECISIONS, ComponentManager, OneDevice, Placement, WorkingBytes
 from .preview_colours import colour_chart, colours, fit_latents
 from .progress import Progress, ProgressCallback, report, shifted
-from .quantization.modules import QuantizedLinear
+from .quantization.modules import QuantizedLinear, StoredWeight
 from .sampling.interleaved import Story, generate_interleaved
 from .sampling.tasks import Job, Usage, for_editing
 from .vision.preprocess import Normalisation, PixelBudgets, prepare
@@ -55,6 +55,7 @@ __all__ = [
     "OneDevice",
     "Placement",
     "QuantizedLinear",
+    "StoredWeight",
     "Story",
     "WorkingBytes",
 ]
@@ -152,7 +153,7 @@ class LLaDAUni:
         Computed once and kept: 16,384 codes take a fraction of a second.
         """
         if self._palette is None and self.layout.has("sigvq"):
-            source = self._components["sigvq"].source
+            source = cast(PickledTensors, self._components["sigvq"].source)  # the one part that is a .pt file
             ((_, embedding),) = source.read([CODES_KEY])
             self._palette = colours(embedding)
         return self._palette
@@ -164,8 +165,8 @@ class LLaDAUni:
         """
         if self._latent_colours is None and self.layout.has("vae"):
             chart = colour_chart()
-            size = [side // PIXELS for side in chart.shape[:2]]
-            placement = self._place("vae", lambda config, dtype: vae_working_bytes(*size, dtype, config))
+            size = (chart.shape[0] // PIXELS, chart.shape[1] // PIXELS)
+            placement = self._place("vae", _of_grid(vae_working_bytes, size))
             latents = encode_picture(placement.module, chart, placement.device, placement.dtype)
             self._latent_colours = fit_latents(latents, chart)
         return self._latent_colours
@@ -336,7 +337,7 @@ class LLaDAUni:
         features = self.features(tokens)
         latents = []
         for index, (size, given) in enumerate(zip(tokens.sizes, features, strict=True)):
-            placement = self._place(part, lambda config, dtype, size=size: decoder_working_bytes(*size, dtype, config))
+            placement = self._place(part, _of_grid(decoder_working_bytes, size))
             callback = shifted(progress, index, len(features))
             seed = decoding.seed + index
             latents.append(
@@ -345,11 +346,9 @@ class LLaDAUni:
                 )
             )
         images = []
-        for index, (grid, latent) in enumerate(zip(tokens.grids, latents, strict=True)):
+        for index, (size, latent) in enumerate(zip(tokens.sizes, latents, strict=True)):
             report(progress, Progress(index, len(latents), "pixels"))
-            placement = self._place(
-                "vae", lambda config, dtype, size=grid.shape: vae_working_bytes(*size, dtype, config)
-            )
+            placement = self._place("vae", _of_grid(vae_working_bytes, size))
             images.append(decode_latents(placement.module, latent, placement.device, placement.dtype)[0])
         report(progress, Progress(len(latents), len(latents), "pixels"))
         return images
@@ -394,3 +393,7 @@ class LLaDAUni:
             found, expected = f"{size} codes", f"the {self.codebook_size} image codes of config.json"
             remedy = "The parts belong to different models; download the checkpoint again."
             raise CheckpointError(part, found, expected, remedy)
+
+
+def _of_grid(working_bytes: Callable[..., int], size: tuple[int, int]) -> Callable[[Any, torch.dtype], int]:
+    return lambda config, dtype: working_bytes(*size, dtype, config)

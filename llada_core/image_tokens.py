@@ -49,7 +49,7 @@ class ImageTokens:
     @property
     def sizes(self) -> list[tuple[int, int]]:
         """(h, w) of every grid, in tokens."""
-        return [tuple(grid.shape) for grid in self.grids]
+        return [(grid.shape[0], grid.shape[1]) for grid in self.grids]
 
     def for_codebook(self, codebook_size: int) -> "ImageTokens":
         """Return self, or raise InputError where the tokens belong to a codebook of another size."""

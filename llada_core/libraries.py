@@ -23,7 +23,7 @@ def without_partial_torchvision() -> Iterator[None]:
     hidden = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "torchvision"}
     for name in hidden:
         del sys.modules[name]
-    sys.modules["torchvision"] = None  # importing it now says that there is none
+    sys.modules["torchvision"] = None  # type: ignore[assignment]  # importing it now says that there is none
     try:
         yield
     finally:

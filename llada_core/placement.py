@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from .checkpoint.component import Component
 
@@ -18,11 +17,12 @@ class Placement:
     """A component that is ready to run: the module, the device that computes and the dtype of its activations.
 
     Attributes:
+        module: of the class that who asked for the part knows.
         resident: all weights lie on that device as they are used, and stay until the next placement is asked for. False
             where a host may bring or patch them layer by layer.
     """
 
-    module: nn.Module
+    module: Any
     device: torch.device
     dtype: torch.dtype
     resident: bool = False

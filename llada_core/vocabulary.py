@@ -63,7 +63,7 @@ class Vocabulary:
         return found
 
     def _reserved(self) -> list[int]:
-        ids = []
+        ids: list[int] = []
         while (found := self._tokenizer.token_to_id(f"<|reserved_token_{len(ids)}|>")) is not None:
             ids.append(found)
         return ids or [self._special("<|reserved_token_0|>")]

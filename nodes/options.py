@@ -140,7 +140,7 @@ class SprintNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         """Id, inputs and outputs; the host reads this."""
 
-        def ratio(name: str, default: float, tooltip: str) -> io.Input:
+        def ratio(name: str, default: float | None, tooltip: str) -> io.Input:
             return io.Float.Input(
                 name, default=default, min=-1.0 if name != "keep_ratio" else 0.0, max=1.0, step=0.05, tooltip=tooltip
             )

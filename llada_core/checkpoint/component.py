@@ -4,7 +4,7 @@ import copy
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -15,6 +15,8 @@ from .loading import Mapped, fill
 from .weights import OnRead, PickledTensors, Slot, TensorFiles, entry_numel, need
 
 log = logging.getLogger(__name__)
+
+Built = TypeVar("Built", bound=nn.Module)
 
 
 def _never(name: str) -> bool:
@@ -30,14 +32,15 @@ class Component:
     """A module without weights, and the file tensors that belong into it.
 
     Attributes:
-        module: the module on the meta device: its structure and configuration, no data.
+        module: the module on the meta device: its structure and configuration, no data. Of the class that the part's
+            own file names, which who asks for the part knows.
         source: the files, headers checked.
         slots: `weights.plan`'s answer for the two.
         keep_float32: names of parameters that stay float32 whatever dtype is asked for.
         compute_dtype: the dtype that the part computes in where another is asked for (the VAE overflows in float16).
     """
 
-    module: nn.Module
+    module: Any
     source: TensorFiles | PickledTensors
     slots: Mapping[str, Slot]
     keep_float32: Callable[[str], bool] = _never
@@ -51,7 +54,7 @@ class Component:
             # The FP8 release keeps little else: what it was made from was bfloat16.
             found = slot.form.dtype if isinstance(slot.form, Dense) else torch.bfloat16
             sizes[found] = sizes.get(found, 0) + entry_numel(self.source.entries[key].shape)
-        return max(sizes, key=sizes.get)
+        return max(sizes, key=lambda dtype: sizes[dtype])
 
     def forms(self, dtype: torch.dtype) -> dict[str, Format]:
         """Parameter or buffer -> how it lies in memory once loaded as `dtype`."""
@@ -115,7 +118,7 @@ def known_fields(label: str, config: Mapping[str, Any], names: Collection[str]) 
     return {name: value for name, value in config.items() if name in names}
 
 
-def build_on_meta(label: str, make: Callable[[], nn.Module]) -> nn.Module:
+def build_on_meta(label: str, make: Callable[[], Built]) -> Built:
     """What `make` builds, on the meta device, in eval mode; whatever a library objects to becomes a CheckpointError."""
     try:
         with torch.device("meta"):

@@ -11,7 +11,7 @@ SINGLE = "model.safetensors"
 DOWNLOAD_COMMAND = "hf download inclusionAI/LLaDA2.0-Uni --local-dir <the checkpoint's folder>"
 
 # Part -> the files that make it up; of a tuple, any one. Everything else a checkpoint may lack and still open.
-_PARTS = {
+_PARTS: dict[str, list[str | tuple[str, ...]]] = {
     "image_tokenizer": [
         "image_tokenizer/config.json",
         "image_tokenizer/preprocessor_config.json",

@@ -7,13 +7,14 @@ into a buffer, brought to the device that computes, and converted there.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import CheckpointError
 from ..quantization.formats import Dense, Format, FP8Block, Index, Shape
-from .reading import Stretch, Work, read
+from .reading import Stretch, read
 from .weights import DOWNLOAD, OnRead, PickledTensors, Slot, TensorFiles, companions, entry_numel
 
 CHUNK = 8 * 2**20  # bytes of a large tensor that are read at a time
@@ -125,17 +126,17 @@ def _works(
     shapes: Mapping[str, Shape],
     forms: Mapping[str, Format],
     targets: Mapping[str, torch.Tensor],
-) -> Iterator[Work]:
+) -> Iterator[tuple[tuple[str, Index], dict[str, Stretch]]]:
     """What to read, in the order of the files: of large tensors some rows, or some experts, at a time."""
     for key in sorted(slots, key=lambda key: (source.entries[key].file, source.entries[key].offset)):
         slot, wanted = slots[key], forms[slots[key].name]
         shape = piece_shape(shapes[slot.name], slot.index)
-        keys = companions(key, slot.form, shape)
-        entries = {suffix: source.entries[keys[suffix]] for suffix in slot.form.tensors(shape)}
-        for start, stop in _chunks(slot.form, wanted, shape):
+        keys = companions(key, slot.stored, shape)
+        entries = {suffix: source.entries[keys[suffix]] for suffix in slot.stored.tensors(shape)}
+        for start, stop in _chunks(slot.stored, wanted, shape):
             index = _narrow(slot.index, shape, start, stop)
             into: dict[str, torch.Tensor] = {}
-            if _alike(slot.form, wanted, (stop - start, *shape[1:]) if shape else ()):
+            if _alike(slot.stored, wanted, (stop - start, *shape[1:]) if shape else ()):
                 into = {
                     suffix: targets[tensor_name(slot.name, suffix)][where]
                     for suffix, where in _place(wanted, shapes[slot.name], index).items()
@@ -157,7 +158,7 @@ def _chunks(stored: Format, wanted: Format, shape: Shape) -> Iterator[tuple[int,
         return
     step = shape[0]
     if len(shape) > 2 or (isinstance(stored, Dense) and isinstance(wanted, Dense)):
-        step = max(1, CHUNK // max(stored.bytes((1, *shape[1:])) if len(shape) > 1 else stored.dtype.itemsize, 1))
+        step = max(1, CHUNK // max(stored.bytes((1, *shape[1:])), 1))
     for start in range(0, shape[0], step):
         yield start, min(start + step, shape[0])
 
@@ -169,7 +170,8 @@ def _narrow(index: Index, shape: Shape, start: int, stop: int) -> Index:
     first = next((i for i, part in enumerate(index) if isinstance(part, slice)), None)
     if first is None:
         return (*index, slice(start, stop))
-    begin = index[first].start or 0
+    part = index[first]
+    begin = (part.start or 0) if isinstance(part, slice) else 0
     return (*index[:first], slice(begin + start, begin + stop), *index[first + 1 :])
 
 
@@ -204,12 +206,12 @@ def _converted(
     places = _place(wanted, whole, index)
     stored = tensors
     own = replace(wanted, part_rows=0) if isinstance(wanted, FP8Block) and shape[-2] < whole[-2] else wanted
-    if not _alike(slot.form, own, shape):
+    if not _alike(slot.stored, own, shape):
         tensors = {suffix: tensor.to(compute, non_blocking=True) for suffix, tensor in tensors.items()}
         dense = tensors["weight"]
-        if not isinstance(slot.form, Dense):
+        if not isinstance(slot.stored, Dense):
             dtype = wanted.dtype if isinstance(wanted, Dense) else torch.float32
-            dense = slot.form.dequantize(tensors, shape[-1], dtype)
+            dense = slot.stored.dequantize(tensors, shape[-1], dtype)
         stored = own.quantize(dense, key)
     return Piece(
         slot.name,
@@ -217,7 +219,7 @@ def _converted(
         shape,
         key,
         {suffix: (places[suffix], tensor) for suffix, tensor in stored.items()},
-        (slot.form, tensors),
+        (slot.stored, tensors),
     )
 
 
@@ -227,8 +229,8 @@ def _allocate(
     """Give every parameter and buffer its memory, or the mapped tensor; returns the tensors by name."""
     targets = {}
     for name, form in forms.items():
-        owner, _, leaf = name.rpartition(".")
-        owner = module.get_submodule(owner)
+        path, _, leaf = name.rpartition(".")
+        owner: Any = module.get_submodule(path)
         suffixes = ["weight"] if isinstance(form, Dense) else list(owner.form.tensors(owner.shape))
         for suffix in suffixes:
             own = leaf if suffix == "weight" else suffix
@@ -253,19 +255,20 @@ def _take(
 ) -> dict[str, dict[str, torch.Tensor]]:
     """Name -> mapped tensors by suffix, for weights that one file holds whole and as they are wanted."""
     files: dict[Path, Mapping[str, torch.Tensor]] = {}
-    taken = {}
+    taken: dict[str, dict[str, torch.Tensor]] = {}
     for key, slot in slots.items():
         shape = shapes[slot.name]
-        if piece_shape(shape, slot.index) != tuple(shape) or not _alike(slot.form, forms[slot.name], shape):
+        if piece_shape(shape, slot.index) != tuple(shape) or not _alike(slot.stored, forms[slot.name], shape):
             continue
         path = source.entries[key].file
         if path not in files:
             files[path] = mapped(path)
-        keys = companions(key, slot.form, shape)
-        found = {suffix: files[path].get(keys[suffix]) for suffix in slot.form.tensors(shape)}
-        for suffix, tensor in found.items():
-            entry = source.entries[keys[suffix]]
-            if tensor is None or tuple(tensor.shape) != entry.shape:
+        keys = companions(key, slot.stored, shape)
+        found = {}
+        for suffix in slot.stored.tensors(shape):
+            tensor = files[path].get(keys[suffix])
+            if tensor is None or tuple(tensor.shape) != source.entries[keys[suffix]].shape:
                 raise CheckpointError(path.name, f"another {keys[suffix]}", "the file that was opened", DOWNLOAD)
+            found[suffix] = tensor
         taken[slot.name] = found
     return taken

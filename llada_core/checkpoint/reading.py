@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -46,10 +47,12 @@ class Stretch:
         return torch.Size(self.shape).numel() * file_dtype(self.entry.dtype).itemsize
 
 
-Work = tuple[object, Mapping[str, Stretch]]
+Tag = TypeVar("Tag")
 
 
-def read(works: Iterable[Work], pinned: bool = False) -> Iterator[tuple[object, dict[str, torch.Tensor]]]:
+def read(
+    works: Iterable[tuple[Tag, Mapping[str, Stretch]]], pinned: bool = False
+) -> Iterator[tuple[Tag, dict[str, torch.Tensor]]]:
     """Read stretches of files, ahead of their use and in their order.
 
     Args:
@@ -63,7 +66,7 @@ def read(works: Iterable[Work], pinned: bool = False) -> Iterator[tuple[object, 
     Raises:
         CheckpointError: a file that has gone, or become shorter, since it was opened.
     """
-    pending: deque[tuple[object, list[tuple[str, torch.Tensor]], list[Future], int]] = deque()
+    pending: deque[tuple[Tag, list[tuple[str, torch.Tensor]], list[Future], int]] = deque()
     waiting = 0
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1), thread_name_prefix="read weights") as threads:
         try:
@@ -89,7 +92,9 @@ def read(works: Iterable[Work], pinned: bool = False) -> Iterator[tuple[object, 
                     future.cancel()
 
 
-def _finished(tag, tensors, futures, size) -> tuple[object, dict[str, torch.Tensor]]:
+def _finished(
+    tag: Tag, tensors: list[tuple[str, torch.Tensor]], futures: list[Future], size: int
+) -> tuple[Tag, dict[str, torch.Tensor]]:
     for future in futures:
         future.result()
     return tag, dict(tensors)
@@ -97,7 +102,7 @@ def _finished(tag, tensors, futures, size) -> tuple[object, dict[str, torch.Tens
 
 def _read(stretch: Stretch, tensor: torch.Tensor) -> None:
     """Fill a tensor from its place in the file."""
-    view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    view = tensor.reshape(-1).view(torch.uint8).numpy().data
     entry = stretch.entry
     row = stretch.nbytes // max(stretch.stop - stretch.start, 1)
     done = 0

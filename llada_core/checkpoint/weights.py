@@ -67,6 +67,13 @@ class Slot:
     index: tuple[int | slice, ...] = ()
     form: Format | None = None
 
+    @property
+    def stored(self) -> Format:
+        """`form`, of a slot that `plan` made. Raises ValueError for another."""
+        if self.form is None:
+            raise ValueError(f"nothing has said how {self.name} is stored")
+        return self.form
+
 
 class TensorFiles:
     """The tensors of one or several safetensors files, by key, with headers read and no data.

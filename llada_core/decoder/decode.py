@@ -7,10 +7,9 @@ import inspect
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from ..checkpoint.component import Component, build_on_meta, known_fields, need_counts
 from ..checkpoint.weights import Slot, TensorFiles, need, plan, read_json
@@ -20,6 +19,11 @@ from ..options import Decoding
 from ..progress import ProgressCallback
 from .flow import guide, noise_stream, normal_times, sample_normal, sample_turbo, turbo_times
 from .zimage_form import ZImageComponent, check_zimage_form, is_zimage_form
+
+if TYPE_CHECKING:  # importing diffusers takes seconds
+    from diffusers import AutoencoderKL
+
+    from .transformer import SemanticDecoder
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +150,7 @@ def vae_working_bytes(h: int, w: int, dtype: torch.dtype, config: Mapping[str, A
 
 @torch.no_grad()
 def sample_latents(
-    decoder: nn.Module,
+    decoder: "SemanticDecoder",
     features: torch.Tensor,
     size: tuple[int, int],
     decoding: Decoding,
@@ -210,7 +214,9 @@ def vae_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 @torch.no_grad()
-def decode_latents(vae: nn.Module, latents: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+def decode_latents(
+    vae: "AutoencoderKL", latents: torch.Tensor, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
     """Latents -> the picture. Where memory runs out, once more in tiles of 512 pixels.
 
     Args:
@@ -243,7 +249,9 @@ def decode_latents(vae: nn.Module, latents: torch.Tensor, device: torch.device, 
 
 
 @torch.no_grad()
-def encode_picture(vae: nn.Module, picture: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+def encode_picture(
+    vae: "AutoencoderKL", picture: torch.Tensor, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
     """A picture -> its latents, the mean of what the VAE gives.
 
     Args:
@@ -258,7 +266,7 @@ def encode_picture(vae: nn.Module, picture: torch.Tensor, device: torch.device, 
     return (mean - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
 
 
-def _decode_tiled(vae: nn.Module, z: torch.Tensor) -> torch.Tensor:
+def _decode_tiled(vae: "AutoencoderKL", z: torch.Tensor) -> torch.Tensor:
     # The library's tiles are as large as the VAE's training images, 1024 pixels, which helps no 1024-pixel picture.
     before = vae.use_tiling, vae.tile_latent_min_size, vae.tile_sample_min_size
     vae.use_tiling, vae.tile_latent_min_size, vae.tile_sample_min_size = True, VAE_TILE, VAE_TILE * VAE_FACTOR

@@ -95,5 +95,9 @@ def sample_turbo(
     for done, (t, after) in enumerate(pairwise(times), start=1):
         clean = x + (1 - t) * velocity(x, t)
         x = after * clean + (1 - after) * next(noise).to(x)
-        report(progress, Progress(done, len(times) - 1, STAGE, lambda clean=clean: clean.squeeze(2).float()))
+
+        def estimate(clean=clean) -> torch.Tensor:
+            return clean.squeeze(2).float()
+
+        report(progress, Progress(done, len(times) - 1, STAGE, estimate))
     return x.to(torch.float32)

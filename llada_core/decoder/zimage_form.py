@@ -92,7 +92,8 @@ def to_zimage_form(tensors: Mapping[str, torch.Tensor], label: str) -> dict[str,
         if part is None:
             found[zimage_name(key)] = tensor
         elif part == _SPLIT[0]:
-            found[zimage_name(key)] = _fused(plain, *key.split(part), label)
+            before, after = key.split(part)
+            found[zimage_name(key)] = _fused(plain, before, after, label)
     return found
 
 

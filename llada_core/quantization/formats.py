@@ -161,6 +161,8 @@ class FP8Block(Format):
         lead, rows = index[: len(shape) - 2], index[len(shape) - 2 :]
         if not rows or rows[0] == slice(None):
             return {"weight": index, "weight_scale_inv": lead}
+        if not isinstance(rows[0], slice):
+            raise ValueError(f"a single row of a matrix of {self.name} has no scales of its own")
         start, stop, _ = rows[0].indices(shape[-2])
         part = self._part(shape[-2])
         per_part = -(-part // self.block)
@@ -228,7 +230,7 @@ class Int8(Format):
         return {"weight": index, "weight_scale": index}
 
     def metadata(self, shape: Shape) -> dict[str, object]:
-        return {"format": self.host_format} | _experts(shape)
+        return {"format": self.host_format, **_experts(shape)}
 
 
 @dataclass(frozen=True)
@@ -306,8 +308,9 @@ def format_of(metadata: Mapping[str, object], label: str) -> Format:
     kind = metadata.get("format")
     if kind == Int8.host_format and not metadata.get("convrot"):
         return Int8()
-    if kind in (Int4.host_format, Int4.symmetric_format) and metadata.get("group_size", 64) in (64, 128):
-        return Int4(metadata.get("group_size", 64), kind == Int4.symmetric_format)
+    size = metadata.get("group_size", 64)
+    if kind in (Int4.host_format, Int4.symmetric_format) and isinstance(size, int) and size in (64, 128):
+        return Int4(size, kind == Int4.symmetric_format)
     known = f"{Int8.host_format}, {Int4.host_format} or {Int4.symmetric_format} with groups of 64 or 128"
     raise CheckpointError(label, f"the format {json.dumps(dict(metadata))}", known, _CONVERT)
 

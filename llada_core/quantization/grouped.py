@@ -21,7 +21,7 @@ WORKING_BYTES = 6 * BATCH_BYTES
 
 
 def grouped_product(
-    form: Format, stored: Stored, pairs: torch.Tensor, ends: torch.Tensor, most: int, shape: tuple[int, int, int]
+    form: Format, stored: Stored, pairs: torch.Tensor, ends: torch.Tensor, most: int, shape: tuple[int, ...]
 ) -> torch.Tensor:
     """Each pair times the matrix of its expert, in the fastest form without kernels of our own.
 
@@ -62,7 +62,7 @@ def can_group(bank: torch.Tensor, dtype: torch.dtype) -> bool:
 
 
 def _looped(
-    form: Format, stored: Stored, pairs: torch.Tensor, ends: torch.Tensor, shape: tuple[int, int, int]
+    form: Format, stored: Stored, pairs: torch.Tensor, ends: torch.Tensor, shape: tuple[int, ...]
 ) -> torch.Tensor:
     """One expert after the other."""
     _, out_features, width = shape
@@ -82,7 +82,7 @@ def _batched(
     pairs: torch.Tensor,
     ends: torch.Tensor,
     most: int | None,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
 ) -> torch.Tensor:
     """Some experts at a time: their pairs filled up to the same number and multiplied as one batch.
 

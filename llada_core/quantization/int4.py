@@ -63,11 +63,13 @@ def unpack(packed: torch.Tensor, in_features: int) -> torch.Tensor:
 class _Best:
     """The scale and zero with the least squared error so far, for each group of [n, groups, group_size]."""
 
+    scale: torch.Tensor
+    zero: torch.Tensor
+    error: torch.Tensor
+
     def __init__(self, grouped: torch.Tensor):
         self.grouped = grouped
-        self.scale: torch.Tensor | None = None
-        self.zero: torch.Tensor | None = None
-        self.error: torch.Tensor | None = None
+        self.offered = False
 
     def offer(self, scale: torch.Tensor, zero: torch.Tensor) -> None:
         """Take these, [n, groups, 1] each and exact in bfloat16, where their error is less."""
@@ -75,8 +77,8 @@ class _Best:
         # Relative to the scale, which keeps the squares of the largest and smallest numbers within float32.
         size = self.grouped.abs().amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
         error = ((codes * scale + zero - self.grouped) / size).square_().sum(-1, keepdim=True)
-        if self.scale is None:
-            self.scale, self.zero, self.error = scale, zero, error
+        if not self.offered:
+            self.scale, self.zero, self.error, self.offered = scale, zero, error, True
             return
         better = error < self.error
         self.scale = torch.where(better, scale, self.scale)

@@ -20,6 +20,8 @@ class StoredWeight(nn.Module):
     A host that keeps weights off the card replaces the class by one whose `stored_for` brings them there.
     """
 
+    weight: nn.Parameter  # of every format; the other stored tensors have the format's names
+
     def __init__(self, shape: tuple[int, ...], form: Format):
         super().__init__()
         self.shape = tuple(shape)

@@ -35,6 +35,9 @@ class SiglipVQ(nn.Module):
     State-dict keys are the file's below its prefix "model.".
     """
 
+    visual: Any  # the library's modules; it names what is in them
+    vqmodel: Any
+
     def __init__(self, visual: nn.Module, vqmodel: nn.Module):
         super().__init__()
         self.visual = visual

@@ -6,16 +6,18 @@ to know the host, and the large weights of every component can stay in main memo
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import comfy.ops
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...llada_core.engine import ExpertBank, QuantizedLinear
+from ...llada_core.engine import ExpertBank, QuantizedLinear, StoredWeight
 
 # A host without this class never loads a model in part, and nothing needs adopting.
 _Castable = getattr(comfy.ops, "CastWeightBiasOp", None)
+_Base: Any = _Castable or object
 
 
 def _away(module) -> bool:
@@ -27,7 +29,7 @@ def _bring(module, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tens
     return comfy.ops.cast_bias_weight(module, device=device, dtype=dtype, bias_dtype=dtype)
 
 
-class CastLinear(nn.Linear, _Castable or object):
+class CastLinear(nn.Linear, _Base):
     """nn.Linear with weights that may be away."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -35,7 +37,7 @@ class CastLinear(nn.Linear, _Castable or object):
         return F.linear(x, *_bring(self, x.device, x.dtype)) if _away(self) else super().forward(x)
 
 
-class CastConv2d(nn.Conv2d, _Castable or object):
+class CastConv2d(nn.Conv2d, _Base):
     """nn.Conv2d with weights that may be away."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -43,7 +45,7 @@ class CastConv2d(nn.Conv2d, _Castable or object):
         return self._conv_forward(x, *_bring(self, x.device, x.dtype)) if _away(self) else super().forward(x)
 
 
-class CastEmbedding(nn.Embedding, _Castable or object):
+class CastEmbedding(nn.Embedding, _Base):
     """nn.Embedding with weights that may be away."""
 
     bias = None
@@ -58,7 +60,7 @@ class CastEmbedding(nn.Embedding, _Castable or object):
         return F.embedding(ids.to(self.weight.device), self.weight).to(ids.device)
 
 
-class _CastStored:
+class _CastStored(StoredWeight):
     """What brings the stored tensors of a quantized or fused weight to the card."""
 
     @contextmanager
@@ -74,13 +76,13 @@ class _CastStored:
                 yield stored
 
 
-class CastExpertBank(_CastStored, ExpertBank, _Castable or object):
+class CastExpertBank(_CastStored, ExpertBank, _Base):
     """The engine's expert bank with weights that may be away."""
 
     bias = None
 
 
-class CastQuantizedLinear(_CastStored, QuantizedLinear, _Castable or object):
+class CastQuantizedLinear(_CastStored, QuantizedLinear, _Base):
     """The engine's quantized linear layer with weights that may be away."""
 
 

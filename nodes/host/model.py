@@ -18,6 +18,8 @@ class HostedModel(LLaDAUni):
         manager: who holds the parts; several models may share one.
     """
 
+    manager: HostComponentManager
+
     def is_dynamic(self) -> bool:
         """True: what is loaded of it is the host's own to unload, so dropping it from a cache under pressure frees
         nothing that the host could not have, and costs reading the checkpoint again (comfy_execution/caching.py)."""

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from ...llada_core.preview_colours import latent_colours
 from ...llada_core.progress import TokenPreview
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 SHARE = 0.01  # of a run's time that previews may take
 CELL = 32  # pixels of a token in the decoded picture, each way
@@ -34,7 +37,7 @@ class Throttle:
         self._share, self._clock = share, clock
         self._began, self._spent = clock(), 0.0
 
-    def run(self, work: Callable[[], object], always: bool = False) -> object | None:
+    def run(self, work: Callable[[], Result], always: bool = False) -> Result | None:
         """What `work` returns, or None where it is not its turn. The first time is, and where `always` says so."""
         now = self._clock()
         if not always and self._spent > self._share * (now - self._began):
@@ -58,14 +61,14 @@ class Previewer:
     ):
         self._palette, self._device, self._latent_colours = palette, device, latent_colours
         self._colours: np.ndarray | None = None
-        self._taesd = None
+        self._taesd: Any = None
 
     @staticmethod
     def wanted() -> bool:
         """Whether the host has previews on; it may change from run to run."""
         return args.preview_method != LatentPreviewMethod.NoPreviews
 
-    def draw(self, shown: object) -> HostPreview | None:
+    def draw(self, shown: TokenPreview | torch.Tensor) -> HostPreview | None:
         """The host's form of a preview: of a TokenPreview or of latents [1, 16, h, w]."""
         picture = self._grid(shown.codes) if isinstance(shown, TokenPreview) else self._latent(shown)
         return None if picture is None else ("JPEG", picture, None)

@@ -35,7 +35,7 @@ class Reporter:
     """
 
     def __init__(self, hidden, model: LLaDAUni, latents: bool = False):
-        self._node = getattr(hidden, "unique_id", None)
+        self._node: str | None = getattr(hidden, "unique_id", None)
         self._previewer = None
         if Previewer.wanted():
             colours = model.latent_colours() if latents else None
@@ -62,8 +62,11 @@ class Reporter:
 
     def _update(self, progress: Progress, shown: bool = False) -> bool:
         """Move the bar, with a preview where asked for; drawing and sending are timed as one."""
-        picture = self._previewer.draw(progress.preview()) if shown else None
-        self._bar.update_absolute(progress.done, progress.total, picture)
+        picture = None
+        if shown and self._previewer is not None and progress.preview is not None:
+            picture = self._previewer.draw(progress.preview())
+        if self._bar is not None:
+            self._bar.update_absolute(progress.done, progress.total, picture)
         return True
 
     def finish(self, text: str, picture: torch.Tensor | None = None) -> None:
@@ -75,8 +78,7 @@ class Reporter:
         """
         if picture is not None and self._previewer is not None and self._bar is not None:
             self._bar.update_absolute(self._bar.total, self._bar.total, picture_preview(picture))
-        if self._node is not None:
-            self._send(text)
+        self._send(text)
 
     def _say(self, progress: Progress) -> None:
         text = f"{_STAGES[progress.stage]} {progress.done} of {progress.total}"
@@ -88,7 +90,8 @@ class Reporter:
 
     def _send(self, text: str) -> None:
         self._said = text
-        _send_text(text, self._node)
+        if self._node is not None:
+            _send_text(text, self._node)
 
 
 def say(hidden, text: str) -> None:

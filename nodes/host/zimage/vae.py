@@ -43,6 +43,8 @@ class SizedVAE(comfy.sd.VAE):
     else that it sets up, and the model is exchanged.
     """
 
+    patcher: comfy.model_patcher.ModelPatcher
+
     def __init__(self, files: VAEFiles, dtype: torch.dtype | None):
         channels = files.config["latent_channels"]
         sizes = {"double_z": True, "z_channels": channels, "resolution": 32, "in_channels": 3, "out_ch": 3, "ch": 32}
@@ -61,6 +63,8 @@ class SizedVAE(comfy.sd.VAE):
 
 class _Library(nn.Module):
     """The library's model with the methods that the host calls."""
+
+    model: Any
 
     def __init__(self, model: nn.Module):
         super().__init__()
