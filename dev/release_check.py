@@ -123,16 +123,24 @@ def nodes_loaded_from(folder: Path) -> list[str]:
 def wrong_programs(folder: Path, published: Iterable[str]) -> list[str]:
     """Programs for users that cannot be imported where only what is published is there."""
     names = [name[:-3].replace("/", ".") for name in published if re.fullmatch(r"benchmarks/\w+\.py", name)]
-    found = []
-    program = "import sys, importlib; importlib.import_module(sys.argv[1])"
-    if "benchmarks.support" in names:
-        program += "; from benchmarks.support import load_oracle; load_oracle()"
-    for name in names:
-        command = [sys.executable, "-c", program, name]
-        answer = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
-        if answer.returncode:
-            found.append(f"{name}: cannot be run as published ({answer.stderr.strip().splitlines()[-1]})")
-    return found
+    if not names:
+        return []
+    program = """
+import importlib, json, sys
+wrong = {}
+for name in sys.argv[1:]:
+    try:
+        module = importlib.import_module(name)
+        if hasattr(module, "load_oracle"):
+            module.load_oracle()
+    except Exception as error:
+        wrong[name] = f"{type(error).__name__}: {error}"
+print(json.dumps(wrong))
+"""
+    command = [sys.executable, "-c", program, *names]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
+    wrong = json.loads(answer.stdout.splitlines()[-1])
+    return [f"{name}: cannot be run as published ({error})" for name, error in wrong.items()]
 
 
 def wrong_package(root: Path) -> list[str]:

@@ -81,6 +81,15 @@ def test_an_import_of_what_is_not_published_is_found(pack, line):
     assert found.startswith("engine/core.py: imports workshop")
 
 
+def test_a_published_program_that_cannot_run_is_found(pack):
+    (pack / "benchmarks").mkdir()
+    for name, text in (("__init__", ""), ("right", ""), ("wrong", "import no_such_module\n")):
+        (pack / "benchmarks" / f"{name}.py").write_text(text)
+    files = [f"benchmarks/{name}.py" for name in ("right", "wrong")]
+    (found,) = check.wrong_programs(pack, files)
+    assert found.startswith("benchmarks.wrong: cannot be run as published (ModuleNotFoundError")
+
+
 def test_what_the_registry_needs_is_asked_for(pack):
     icon = f"https://example.org/{check.ICON}"
     comfy = {"PublisherId": "us", "Icon": icon, "requires-comfyui": ">=0.3.64"}
