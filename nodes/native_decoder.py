@@ -10,7 +10,7 @@ from ..llada_core.checks import PIXELS, check_choice, check_count, check_range
 from ..llada_core.options import MAX_DECODER_STEPS
 from ..llada_core.zimage import DECODERS, decoder_files, features_of, vae_files
 from .sockets import ABSENT, check_received, complaint
-from .types import CATEGORY, model_input, tokens_input
+from .types import CATEGORY, found_as, model_input, tokens_input
 
 
 class DecoderModel(io.ComfyNode):
@@ -23,6 +23,7 @@ class DecoderModel(io.ComfyNode):
             node_id="LLaDAUniDecoderModel",
             display_name="Load Decoder",
             category=CATEGORY,
+            **found_as("load diffusion model", "Z-Image", "KSampler"),
             description="Opens a decoder as one of ComfyUI's own models, for KSampler, LoRA, masks and whatever else "
             "takes a MODEL, and the VAE that goes with it.",
             inputs=[
@@ -70,6 +71,7 @@ class TokensToConditioning(io.ComfyNode):
             node_id="LLaDAUniConditioning",
             display_name="Tokens to Conditioning",
             category=CATEGORY,
+            **found_as("tokens to image", "KSampler"),
             description="Turns image tokens into what KSampler needs to draw them with a decoder from Load Decoder.",
             inputs=[
                 model_input(),
@@ -111,6 +113,7 @@ class DecoderGuidance(io.ComfyNode):
             node_id="LLaDAUniDecoderGuidance",
             display_name="Decoder Guidance",
             category=CATEGORY,
+            **found_as("cfg", "CFG norm"),
             description="Guides the normal decoder as its authors do: by KSampler's cfg, but never to a longer step "
             "than without guidance.",
             inputs=[
@@ -143,6 +146,7 @@ class DecoderSchedule(io.ComfyNode):
             node_id="LLaDAUniDecoderSchedule",
             display_name="Decoder Schedule",
             category=CATEGORY,
+            **found_as("scheduler", "sigmas"),
             description="The noise levels of a decoder for any number of steps, exactly; ComfyUI's own schedulers take "
             "the nearest of a table.",
             inputs=[

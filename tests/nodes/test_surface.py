@@ -35,17 +35,24 @@ def test_what_is_folded_away_has_a_default_or_may_be_left_out(in_process_host):
             assert not options.get("advanced") or options.get("default") is not None, (node_id, name)
 
 
-def test_nodes_are_found_by_other_words(in_process_host):
-    schemas = [in_process_host.node_class(node_id).GET_SCHEMA() for node_id in in_process_host.node_ids]
+@pytest.fixture(scope="module")
+def pack(in_process_host):
+    """part -> the module nodes/<part>, as the pack was loaded."""
+    package = in_process_host.node_class("LLaDAUniLoader").__module__.rpartition(".")[0]
+    return lambda part: importlib.import_module(f"{package}.{part}")
+
+
+def test_nodes_are_found_by_other_words(in_process_host, pack):
+    kinds = [in_process_host.node_class(node_id) for node_id in in_process_host.node_ids]
+    schemas = [kind.define_schema() for kind in {*kinds, *pack("native_decoder").NODES}]  # offered by some hosts
     found = {schema.node_id: schema.search_aliases for schema in schemas}
     assert all(found.values())
     assert "text to image" in found["LLaDAUniSample"]
     assert "caption" in found["LLaDAUniImageQA"]
 
 
-def test_an_older_host_is_not_asked_for_what_it_does_not_know(in_process_host, monkeypatch):
-    package = in_process_host.node_class("LLaDAUniLoader").__module__.rpartition(".")[0]
-    types = importlib.import_module(f"{package}.types")
+def test_an_older_host_is_not_asked_for_what_it_does_not_know(pack, monkeypatch):
+    types = pack("types")
 
     @dataclasses.dataclass
     class OlderSchema:
