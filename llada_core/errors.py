@@ -43,7 +43,7 @@ class InputError(ValueError):
         if len(text) > MOST_SHOWN:
             text = f"{text[:MOST_SHOWN]}... ({len(text)} characters)"
         super().__init__(f"{name}: found {text}; expected {expected}. {remedy}")
-        self.name = name
+        self.name, self.found, self.expected, self.remedy = name, text, expected, remedy
 
 
 class CheckpointError(InputError):

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from .errors import CheckpointError, InputError
 from .image_tokens import ImageTokens
 
-_SPECIAL = {
+SPECIAL = {
     "end": "<|endoftext|>",
     "mask": "<|mask|>",
     "image": "<|image|>",
@@ -36,7 +36,7 @@ class Vocabulary:
         self.image_offset = image_offset
         self.vocab_size = vocab_size
         self.end, self.mask, self.image, self.image_end, self.boi, self.role, self.role_end = (
-            self._special(token) for token in _SPECIAL.values()
+            self._special(token) for token in SPECIAL.values()
         )
         self._dimensions = self._reserved()
         self._sizes = {token: value for value, token in enumerate(self._dimensions)}
@@ -68,6 +68,15 @@ class Vocabulary:
             ids.append(found)
         return ids or [self._special("<|reserved_token_0|>")]
 
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its name; None where the tokenizer has none."""
+        return self._tokenizer.token_to_id(token)
+
+    @property
+    def largest_dimension(self) -> int:
+        """The most tokens that a header can give a picture each way."""
+        return len(self._dimensions) - 1
+
     @property
     def codebook_size(self) -> int:
         """Number of image codes."""
@@ -85,7 +94,7 @@ class Vocabulary:
 
     def header(self, height: int, width: int) -> list[int]:
         """What announces an image of height x width tokens. Raises InputError beyond the largest dimension token."""
-        largest = len(self._dimensions) - 1
+        largest = self.largest_dimension
         if not (1 <= height <= largest and 1 <= width <= largest):
             expected = f"1 to {largest} tokens each way ({largest * 32} pixels of output)"
             raise InputError("size", f"{height} x {width} tokens", expected, "Choose a smaller width or height.")
