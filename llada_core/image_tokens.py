@@ -8,9 +8,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .errors import InputError
+from .errors import InputError, shown
 
 PATCH = 16  # pixels an image token covers, each way (docs/model.md, Parts)
+CODEBOOK_DIGITS = 7  # of a codebook's size; the released one has 16,384 codes
 UPSAMPLING = 2  # the decoder's factor (docs/model.md, Parts)
 
 
@@ -92,8 +93,8 @@ def load_tokens(path: Path) -> ImageTokens:
         with safe_open(str(path), framework="pt") as file:
             size = (file.metadata() or {}).get("codebook_size", "")
             names = sorted(file.keys(), key=lambda name: (len(name), name))
-            if not size.isdecimal() or names != [str(i) for i in range(len(names))]:
-                found = f"tensors {names[:4]} and codebook_size {size!r}"
+            if not size.isdecimal() or len(size) > CODEBOOK_DIGITS or names != [str(i) for i in range(len(names))]:
+                found = f"tensors {shown(names[:4])} and codebook_size {shown(size)}"
                 raise InputError(path.name, found, 'tensors "0", "1", ... and a codebook_size', remedy)
             grids = tuple(file.get_tensor(name) for name in names)
     except (SafetensorError, OSError) as error:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from .checkpoint.bounds import check_json_size
 from .errors import CheckpointError, InputError
 from .image_tokens import ImageTokens
 
@@ -48,6 +49,7 @@ class Vocabulary:
     @classmethod
     def open(cls, path: Path, image_offset: int, vocab_size: int) -> "Vocabulary":
         """Read `tokenizer.json` at path. Raises CheckpointError where that fails."""
+        check_json_size("checkpoint", path)
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception for every kind of bad file

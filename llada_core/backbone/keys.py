@@ -9,7 +9,7 @@ from ..checkpoint.weights import Slot, TensorFiles, plan
 from .config import BackboneConfig
 from .model import Backbone
 
-_EXPERT = re.compile(r"(?P<mlp>.+\.mlp)\.experts\.(?:(?P<expert>\d+)\.)?(?P<kind>gate|up|down)_proj(?:\.weight)?")
+_EXPERT = re.compile(r"(?P<mlp>.+\.mlp)\.experts\.(?:(?P<expert>\d{1,6})\.)?(?P<kind>gate|up|down)_proj(?:\.weight)?")
 
 
 def open_backbone(files: TensorFiles, config: BackboneConfig, attention: str = "auto") -> Component:

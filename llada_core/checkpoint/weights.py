@@ -1,7 +1,6 @@
 """What tensors a checkpoint's files hold, by their headers, and where each goes in a module."""
 
 import json
-import pickle
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..quantization.formats import (
     decode_metadata,
     format_of,
 )
+from .bounds import check_archive, check_held, check_json_size, check_sizes, parse_json
 
 DOWNLOAD = "Download the file again."
 _OTHER = "Use the bf16 or FP8 release, or a folder that was converted from one; other quantizations are not read."
@@ -148,9 +148,13 @@ class PickledTensors:
         if not path.is_file():
             raise CheckpointError(f"{label}: {path.name}", "no such file", expected, DOWNLOAD)
         try:
+            check_archive(path)
             tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-            found = f"a file that cannot be read as tensors alone ({str(error).splitlines()[0]})"
+            if isinstance(tensors, dict) and all(isinstance(t, torch.Tensor) for t in tensors.values()):
+                check_held(tensors, path)
+        except Exception as error:  # a damaged file makes the unpickler fail in any way there is
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            found = f"a file that cannot be read as tensors alone ({reason})"
             remedy = "Do not use this file: download it again from the model's own page."
             raise CheckpointError(f"{label}: {path.name}", found, expected, remedy) from error
         if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
@@ -314,7 +318,10 @@ def _unknown(label: str, key: str) -> CheckpointError:
 def read_json(label: str, path: Path) -> dict:
     """A JSON file's object. Raises CheckpointError where it is missing, unreadable or no object."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        check_json_size(label, path)
+        value = parse_json(path.read_text(encoding="utf-8"))
+    except CheckpointError:
+        raise
     except FileNotFoundError as error:
         raise CheckpointError(f"{label}: {path.name}", "no such file", "a JSON file", DOWNLOAD) from error
     except (ValueError, OSError) as error:
@@ -323,6 +330,7 @@ def read_json(label: str, path: Path) -> dict:
         ) from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{label}: {path.name}", type(value).__name__, "a JSON object", DOWNLOAD)
+    check_sizes(label, path.name, value)
     return value
 
 
