@@ -44,7 +44,7 @@ def counted_experts(model: LLaDAUni, manager: OneDevice) -> Iterator[list[Counte
     component = model.components["backbone"]
     module = manager.place("backbone", component, lambda dtype: 0).module
     routers = [part for part in module.modules() if isinstance(part, Router)]
-    counts = [Counter() for _ in routers]
+    counts: list[Counter] = [Counter() for _ in routers]
 
     def count(index: int):
         return lambda module, inputs, chosen: counts[index].update(chosen[0].flatten().tolist())
