@@ -20,12 +20,15 @@ class Placement:
         module: of the class that who asked for the part knows.
         resident: all weights lie on that device as they are used, and stay until the next placement is asked for. False
             where a host may bring or patch them layer by layer.
+        moves: how often the weights have changed their place on the device. What keeps their addresses, as CUDA graphs
+            do, is void once it has changed.
     """
 
     module: Any
     device: torch.device
     dtype: torch.dtype
     resident: bool = False
+    moves: int = 0
 
 
 class ComponentManager(Protocol):

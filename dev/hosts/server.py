@@ -116,6 +116,11 @@ class ComfyServer:
         self.stop()
 
     @property
+    def pid(self) -> int:
+        """Of its process."""
+        return self._process.pid
+
+    @property
     def log(self) -> str:
         """All it has logged."""
         return self.log_file.read_text(errors="replace")

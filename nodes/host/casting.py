@@ -1,13 +1,15 @@
-"""Partial loading: modules whose weights the host may keep off the card and bring there for each use.
+"""Layers whose weights the host may keep off the card and bring there for each use.
 
-Modules are built by the engine or by a library, plain, and adopted here by exchanging their class. So neither needs
-to know the host, and the large weights of every component can stay in main memory where the card is small.
+Modules are built by the engine or by a library, plain, and adopted here by exchanging the classes of their large
+layers. So neither needs to know the host, and the weights of every component can stay in main memory where the card is
+small. The host knows two tensors of a layer, by name: `weight` and `bias`.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import comfy.model_management as management
 import comfy.ops
 import torch
 import torch.nn.functional as F
@@ -25,61 +27,134 @@ def _away(module) -> bool:
     return module.comfy_cast_weights or len(module.weight_function) > 0 or len(module.bias_function) > 0
 
 
-def _bring(module, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
-    return comfy.ops.cast_bias_weight(module, device=device, dtype=dtype, bias_dtype=dtype)
+@contextmanager
+def _brought(
+    module, device: torch.device, dtype: torch.dtype, bias_dtype: torch.dtype | None = None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    """A layer's weight and bias on the device, given back at the end.
+
+    Hosts with `uncast_bias_weight` copy on a stream of their own, while the layer before still computes.
+    """
+    wanted = {"device": device, "dtype": dtype, "bias_dtype": bias_dtype or dtype}
+    if hasattr(comfy.ops, "uncast_bias_weight"):
+        weight, bias, stream = comfy.ops.cast_bias_weight(module, offloadable=True, **wanted)
+        try:
+            yield weight, bias
+        finally:
+            comfy.ops.uncast_bias_weight(module, weight, bias, stream)
+    else:
+        yield comfy.ops.cast_bias_weight(module, **wanted)
 
 
-class CastLinear(nn.Linear, _Base):
+class _Cast:
+    """What all adopted layers share: on the way to the card their copy in main memory is kept, if there is room.
+
+    On the way back it is taken again, where hosts would copy every byte from the card to fresh memory.
+    """
+
+    def _apply(self, fn, recurse: bool = True) -> nn.Module:
+        kept = self.__dict__.setdefault("_kept", {})
+        for name, old in list(self._parameters.items()):
+            if old is None:
+                continue
+            copy = kept.get(name)
+            target = fn(old.new_empty(0))
+            if copy is not None and target.device == copy.device != old.device and target.dtype == copy.dtype:
+                self._parameters[name] = nn.Parameter(copy, requires_grad=False)
+        before = {name: old.data for name, old in self._parameters.items() if old is not None}
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            moved = self._parameters[name].device != old.device
+            if moved and management.is_device_cpu(old.device) and _room_to_keep():
+                kept[name] = old
+        for name in [name for name, copy in kept.items() if self._parameters[name].device == copy.device]:
+            del kept[name]
+        return self
+
+
+def _room_to_keep() -> bool:
+    """Whether a quarter of main memory is free: what is kept must never be what a computer runs out of it for."""
+    cpu = torch.device("cpu")
+    return management.get_free_memory(cpu) > management.get_total_memory(cpu) / 4
+
+
+class CastLinear(_Cast, nn.Linear, _Base):
     """nn.Linear with weights that may be away."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in] -> [..., out]."""
-        return F.linear(x, *_bring(self, x.device, x.dtype)) if _away(self) else super().forward(x)
+        if not _away(self):
+            return super().forward(x)
+        with _brought(self, x.device, x.dtype) as (weight, bias):
+            return F.linear(x, weight, bias)
 
 
-class CastConv2d(nn.Conv2d, _Base):
+class CastConv2d(_Cast, nn.Conv2d, _Base):
     """nn.Conv2d with weights that may be away."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [batch, in, h, w] -> [batch, out, h', w']."""
-        return self._conv_forward(x, *_bring(self, x.device, x.dtype)) if _away(self) else super().forward(x)
+        if not _away(self):
+            return super().forward(x)
+        with _brought(self, x.device, x.dtype) as (weight, bias):
+            return self._conv_forward(x, weight, bias)
 
 
-class CastEmbedding(nn.Embedding, _Base):
+class CastEmbedding(_Cast, nn.Embedding, _Base):
     """nn.Embedding with weights that may be away."""
-
-    bias = None
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """ids int64 [...] -> [..., width]."""
         if not _away(self):
             return super().forward(ids)
-        if self.weight_function:  # a patch is of the whole table
-            return F.embedding(ids, _bring(self, ids.device, self.weight.dtype)[0])
-        # The table is hundreds of MB, and a round looks up a few rows of it.
+        # The table is hundreds of MB, and a round looks up a few rows of it. A patch is of the whole table.
+        if self.weight_function or self.weight.device == ids.device:
+            with _brought(self, ids.device, self.weight.dtype) as (weight, _):
+                return F.embedding(ids, weight)
         return F.embedding(ids.to(self.weight.device), self.weight).to(ids.device)
 
 
-class _CastStored(StoredWeight):
+class _CastStored(_Cast, StoredWeight):
     """What brings the stored tensors of a quantized or fused weight to the card."""
 
     @contextmanager
     def stored_for(self, device: torch.device) -> Iterator[Mapping[str, torch.Tensor]]:
         """The stored tensors by suffix, on the device; codes keep their type."""
-        if _away(self):
-            # The host's cast knows `weight` and `bias`; scales are small.
-            scales = [name for name in self.form.tensors(self.shape) if name != "weight"]
-            weight = _bring(self, device, self.weight.dtype)[0]
-            yield {"weight": weight} | {name: getattr(self, name).to(device) for name in scales}
-        else:
+        if not _away(self):
             with super().stored_for(device) as stored:
                 yield stored
+            return
+        companions = [name for name in self.form.tensors(self.shape) if name != "weight"]
+        bias_dtype = None if self.bias is None else self.bias.dtype
+        with _brought(self, device, self.weight.dtype, bias_dtype) as (weight, bias):
+            brought = {name: self._companion(name, bias).to(device) for name in companions}
+            yield {"weight": weight} | brought
+
+    def _companion(self, name: str, bias: torch.Tensor | None) -> torch.Tensor:
+        return getattr(self, name)
 
 
 class CastExpertBank(_CastStored, ExpertBank, _Base):
-    """The engine's expert bank with weights that may be away."""
+    """The engine's expert bank with weights that may be away.
 
-    bias = None
+    A bank has no bias, and scales of a hundredth of its size: the first of them goes by that name, so that the host
+    moves it along with the codes.
+    """
+
+    _as_bias = ""
+
+    def adopt(self) -> None:
+        """Give the first companion of the codes the name that the host knows."""
+        companions = [name for name in self.form.tensors(self.shape) if name != "weight"]
+        if companions:
+            self._as_bias = companions[0]
+            self._parameters["bias"] = self._parameters.pop(self._as_bias)
+
+    def __getattr__(self, name: str):
+        return super().__getattr__("bias" if name == vars(self).get("_as_bias") else name)
+
+    def _companion(self, name: str, bias: torch.Tensor | None) -> torch.Tensor:
+        return bias if name == self._as_bias else getattr(self, name)
 
 
 class CastQuantizedLinear(_CastStored, QuantizedLinear, _Base):
@@ -95,20 +170,42 @@ _CASTABLE_CLASSES = {
 }
 
 
-def make_castable(module: nn.Module) -> nn.Module:
-    """Make every large layer of a component one that the host can keep off the card; returns the same module."""
+def castable_layers(module: nn.Module) -> list[nn.Module]:
+    """The layers of a module that were adopted."""
+    return [layer for layer in module.modules() if isinstance(layer, tuple(_CASTABLE_CLASSES.values()))]
+
+
+def make_castable(module: nn.Module, smallest: int = 0) -> nn.Module:
+    """Make every large layer of a component one that the host can keep off the card; returns the same module.
+
+    Layers of fewer bytes than `smallest` stay what they are.
+    """
     if _Castable is not None:
         for layer in module.modules():
-            if type(layer) in _CASTABLE_CLASSES:
+            if type(layer) in _CASTABLE_CLASSES and management.module_size(layer) >= smallest:
                 layer.__class__ = _CASTABLE_CLASSES[type(layer)]
+                if isinstance(layer, CastExpertBank):
+                    layer.adopt()
+                if "bias" not in layer._parameters:
+                    layer.register_parameter("bias", None)  # the host asks every layer for it
     return module
+
+
+def keep_companions(module: nn.Module, device: torch.device) -> None:
+    """Bring to the device, for good, what the host's cast does not know of adopted layers: a hundredth of their codes.
+
+    They become buffers: parameters of other names than it knows are copied anew whenever the part is asked for.
+    """
+    for layer in castable_layers(module):
+        for name in [name for name in layer._parameters if name not in ("weight", "bias")]:
+            layer.register_buffer(name, layer._parameters.pop(name).data.to(device))
 
 
 def fully_resident(module: nn.Module, device: torch.device) -> bool:
     """Whether every weight lies on the device and is used there as it is."""
     if any(parameter.device != device for parameter in module.parameters()):
         return False
-    return not any(_away(layer) for layer in module.modules() if isinstance(layer, tuple(_CASTABLE_CLASSES.values())))
+    return not any(layer.weight_function or layer.bias_function for layer in castable_layers(module))
 
 
 def move_uncast_parameters(module: nn.Module, device: torch.device) -> None:

@@ -1,9 +1,11 @@
 """Components under the host's memory management: each in its own ModelPatcher, loaded by load_models_gpu."""
 
 import logging
+from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
 import comfy.model_management as management
+import comfy.model_patcher
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -11,9 +13,15 @@ from torch import nn
 
 from ...llada_core.checks import check_choice
 from ...llada_core.engine import PRECISIONS, Component, Placement, WorkingBytes
-from .casting import fully_resident, make_castable, move_uncast_parameters
+from .casting import fully_resident, keep_companions, make_castable, move_uncast_parameters
+from .dynamic_vram import Hold, PinnedCopies, file_slices, pages_weights
 
 log = logging.getLogger(__name__)
+
+# Bytes that DynamicVRAM leaves free for others, and a page of it.
+HEADROOM = 288 * 2**20
+# It keeps layers of up to so many bytes on the card anyway.
+SMALL = 16 * 2**10 + 1
 
 
 class ModuleHolder(nn.Module):
@@ -25,6 +33,27 @@ class ModuleHolder(nn.Module):
     def __init__(self, module: nn.Module):
         super().__init__()
         self.module = module
+
+
+@dataclass
+class _Part:
+    """A part that is loaded.
+
+    Attributes:
+        patcher: the host's model of it; its `is_dynamic` says under which scheme.
+        dtype: of its activations.
+        hold: what of it is kept on the card while it works.
+        copies: its weights that are no slices of files, pinned.
+        addresses: where its weights lay on the card when it was last placed.
+        moves: how often those have changed.
+    """
+
+    patcher: ModelPatcher
+    dtype: torch.dtype
+    hold: Hold = field(default_factory=Hold)
+    copies: PinnedCopies | None = None
+    addresses: tuple[int, ...] = ()
+    moves: int = 0
 
 
 class HostComponentManager:
@@ -40,8 +69,8 @@ class HostComponentManager:
     def __init__(self, precision: str):
         check_choice("precision", precision, tuple(PRECISIONS))
         self._dtype = PRECISIONS[precision]
-        self._patchers: dict[str, tuple[ModelPatcher, torch.dtype]] = {}
-        self._said = False
+        self._parts: dict[str, _Part] = {}
+        self._said: set[str] = set()
         # What the host's own classes hold of the checkpoint, for as long as anybody uses it.
         self.shared: WeakValueDictionary[str, object] = WeakValueDictionary()
 
@@ -52,30 +81,71 @@ class HostComponentManager:
 
     def patchers(self) -> list[ModelPatcher]:
         """The host's models of the parts that are loaded."""
-        return [patcher for patcher, _ in self._patchers.values()]
+        return [part.patcher for part in self._parts.values()]
 
     def place(self, part: str, component: Component, working_bytes: WorkingBytes) -> Placement:
         """Load where needed, make room, and bring to the device as much as the host allows."""
-        if part not in self._patchers:
-            self._patchers[part] = self._load(part, component)
-        patcher, dtype = self._patchers[part]
-        management.load_models_gpu([patcher], memory_required=working_bytes(dtype))
-        move_uncast_parameters(patcher.model, patcher.load_device)
-        resident = fully_resident(patcher.model, patcher.load_device)
-        if part == "backbone" and not resident and not self._said:
-            self._said = True
-            log.info("LLaDA-Uni: not all of the backbone stays on the device; layers are brought there in every round")
-        return Placement(patcher.model.module, patcher.load_device, dtype, resident)
+        for other in self._parts.values():
+            other.hold.give_back()
+        if part not in self._parts:
+            self._parts[part] = self._load(part, component)
+        loaded = self._parts[part]
+        patcher, dtype = loaded.patcher, loaded.dtype
+        device, module = patcher.load_device, patcher.model
+        working = working_bytes(dtype)
+        management.load_models_gpu([patcher], memory_required=working)
+        move_uncast_parameters(module, device)
+        if _is_dynamic(patcher):
+            spare = working + management.extra_reserved_memory() + HEADROOM
+            found = loaded.hold.take(patcher, patcher.get_free_memory(device) - spare)
+            if found.brought or found.away:
+                sizes = tuple(size / 1e9 for size in (found.held, found.brought, found.away))
+                log.info(
+                    "LLaDA-Uni: %s: %.3g GB stay on the device, %.3g brought now; %.3g brought when used", part, *sizes
+                )
+        resident = fully_resident(module, device)
+        if part == "backbone" and not resident:
+            self._say("LLaDA-Uni: not all of the backbone stays on the device; layers are brought there in every round")
+        addresses = tuple(tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers()))
+        if addresses != loaded.addresses:
+            loaded.addresses, loaded.moves = addresses, loaded.moves + 1
+        return Placement(module.module, device, dtype, resident, loaded.moves)
 
-    def _load(self, part: str, component: Component) -> tuple[ModelPatcher, torch.dtype]:
+    def _load(self, part: str, component: Component) -> _Part:
         vae = part == "vae"
         device = management.vae_device() if vae else management.get_torch_device()
         offload = management.vae_offload_device() if vae else management.unet_offload_device()
         dtype = component.compute_dtype(self._dtype or _native(component, device))
         log.info("LLaDA-Uni: reading %s as %s, %.3g GB", part, dtype, component.bytes(dtype) / 1e9)
+        # What is converted on the way is converted where that is fast.
+        dynamic = pages_weights(device)
+        reading = {"compute": device, "mapped": file_slices} if dynamic else {}
+        module = make_castable(component.load(dtype, _bar(), **reading), smallest=SMALL if dynamic else 0)
+        if dynamic:
+            # The host would copy these anew, to other addresses, whenever the part is asked for.
+            move_uncast_parameters(module, device)
+            keep_companions(module, device)
         # The host's log names a model by its class.
-        held = type(f"LLaDA-Uni {part}", (ModuleHolder,), {})(make_castable(component.load(dtype, _bar())))
-        return ModelPatcher(held, load_device=device, offload_device=offload), dtype
+        held = type(f"LLaDA-Uni {part}", (ModuleHolder,), {})(module)
+        # The host puts another class there when it starts, where it manages memory page by page.
+        patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", ModelPatcher)
+        patcher = patcher_class(held, load_device=device, offload_device=offload)
+        if not _is_dynamic(patcher):
+            self._say("LLaDA-Uni: weights are moved to the device whole or layer by layer (no DynamicVRAM here)")
+            return _Part(patcher, dtype)
+        self._say("LLaDA-Uni: weights live under the host's DynamicVRAM")
+        return _Part(patcher, dtype, copies=PinnedCopies(held))
+
+    def _say(self, text: str) -> None:
+        """Log a line once."""
+        if text not in self._said:
+            self._said.add(text)
+            log.info(text)
+
+
+def _is_dynamic(patcher: ModelPatcher) -> bool:
+    """Whether the host manages this model page by page; older ones do not know the question."""
+    return hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
 
 
 def _native(component: Component, device: torch.device) -> torch.dtype:

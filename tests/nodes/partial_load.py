@@ -12,20 +12,13 @@ import weakref
 from pathlib import Path
 
 COMFYUI, CHECKPOINT, *OPTIONS = sys.argv[1:]
-sys.argv = ["main.py", *OPTIONS]
-sys.path.insert(0, COMFYUI)
+sys.path.insert(0, str(Path(__file__).parent))
+import host_modules  # noqa: E402
 
-import importlib.util  # noqa: E402
-
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
-importlib.import_module("utils.extra_config")  # first, as in main.py: another library brings a `utils` too
+host_modules.enter(COMFYUI, OPTIONS)
 
 import comfy.model_management as management  # noqa: E402
 import torch  # noqa: E402
-
-sys.path.insert(0, str(Path(__file__).parent))
 from stand_in_card import CARD, OnCard, stand_in_card  # noqa: E402
 
 if "--cpu" in OPTIONS:
@@ -36,15 +29,11 @@ if "--cpu" in OPTIONS:
     management.get_free_memory = lambda *_, torch_free_too=False, **__: (ROOM, ROOM) if torch_free_too else ROOM
     management.soft_empty_cache = lambda *_, **__: None
 
-# As the host loads a pack: under a name of its own, whatever its folder is called.
-PACK, ROOT = "pack_under_test", Path(__file__).resolve().parents[2]
-spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
-sys.modules[PACK] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sys.modules[PACK])
-managers = importlib.import_module(f"{PACK}.nodes.host.component_manager")
-casting = importlib.import_module(f"{PACK}.nodes.host.casting")
-engine = importlib.import_module(f"{PACK}.llada_core.engine")
-options = importlib.import_module(f"{PACK}.llada_core.options")
+host_modules.load_pack()
+managers = host_modules.of_pack("nodes.host.component_manager")
+casting = host_modules.of_pack("nodes.host.casting")
+engine = host_modules.of_pack("llada_core.engine")
+options = host_modules.of_pack("llada_core.options")
 
 
 def work(model) -> list[torch.Tensor]:
@@ -65,13 +54,26 @@ def away(patcher) -> list[torch.nn.Module]:
 manager = managers.HostComponentManager("fp32")
 model = engine.LLaDAUni(Path(CHECKPOINT), manager)
 whole = work(model)
-there = [casting.fully_resident(p.model, p.load_device) for p, _ in manager._patchers.values()]
-patchers = {part: patcher for part, (patcher, _) in manager._patchers.items()}
+there = [casting.fully_resident(p.model, p.load_device) for p in manager.patchers()]
+patchers = {name: part.patcher for name, part in manager._parts.items()}
 report = {"devices": sorted({str(d) for p in patchers.values() for d in (p.load_device, p.offload_device)})}
 report |= {"parts": sorted(patchers), "loaded": len(management.current_loaded_models), "there when whole": there}
 
 management.unload_all_models()
 report["loaded after unloading"] = len(management.current_loaded_models)
+
+
+def places(patchers) -> list[int]:
+    """Where the large weights lie in main memory."""
+    layers = [layer for patcher in patchers for layer in casting.castable_layers(patcher.model)]
+    return [layer.weight.data_ptr() for layer in layers]
+
+
+before = places(patchers.values())
+management.load_models_gpu(list(patchers.values()))
+report["moved to the card"] = places(patchers.values()) != before
+management.unload_all_models()
+report["back in the same memory"] = places(patchers.values()) == before
 
 for patcher in patchers.values():
     patcher.detach()
@@ -86,7 +88,7 @@ management.load_models_gpu = lambda *arguments, **named: None
 said: list[str] = []
 listener = logging.Handler()
 listener.emit = lambda record: said.append(record.getMessage())
-watched = logging.getLogger(f"{PACK}.nodes.host.component_manager")
+watched = logging.getLogger(f"{host_modules.PACK}.nodes.host.component_manager")
 watched.setLevel(logging.INFO)
 watched.addHandler(listener)
 partial = work(model)

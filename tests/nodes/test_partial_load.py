@@ -47,6 +47,11 @@ def test_unloading_releases_them(report):
     assert report["loaded after unloading"] == 0
 
 
+def test_what_leaves_the_card_takes_its_copy_in_main_memory_again(report):
+    assert report["moved to the card"]
+    assert report["back in the same memory"]
+
+
 def test_a_small_card_keeps_the_large_layers_of_every_component_away(report):
     assert all(count > 0 for count in report["away"].values()), report["away"]
     assert report["away that cannot be brought"] == 0

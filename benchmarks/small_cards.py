@@ -1,0 +1,220 @@
+"""A whole picture in a real ComfyUI on a card with so much memory free: seconds, bytes moved, main memory.
+
+Another process holds the rest of the card. A folder of released sizes with random weights that route evenly is written
+where there is none (46 GB; see random_folder.py), a server is started for each amount, and the graph is queued over
+HTTP: a 1024 x 1024 picture with the turbo decoder twice, then a question about a picture and an edit of it. The second
+picture is what counts: the first reads the files.
+
+    COMFYUI_PATH=... python -m benchmarks.small_cards --folder DIR [--free 24 12] [--json FILE]
+    COMFYUI_PATH=... python -m benchmarks.small_cards --tiny        the same path on the CPU with small sizes
+
+Main memory is the largest sum of RssAnon and RssShmem of the server: pages of files that it maps are left out, as the
+system takes them back when others need the memory. The largest VmRSS, with those pages, stands beside it.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from dev.hosts.server import ComfyServer, Run, find_comfyui
+
+from .fullsize import released, tiny
+from .random_folder import Vision, write_folder
+from .support import add_json, show
+
+NAME = "benchmark"
+MOVED = re.compile(r"LLaDA-Uni: (\S+): \S+ GB stay on the device, (\S+) brought now; (\S+) brought when used")
+HOLD = """
+import sys, time, torch
+free = int(float(sys.argv[1]) * 2**30)
+kept = []
+while (spare := torch.cuda.mem_get_info()[0] - free) > 2**24:
+    kept.append(torch.empty(min(spare, 2**32), dtype=torch.uint8, device="cuda"))
+print("held", flush=True)
+time.sleep(10**6)
+"""
+
+
+def node(kind: str, **inputs) -> dict:
+    """One node of an API graph."""
+    return {"class_type": kind, "inputs": inputs}
+
+
+def loader() -> dict:
+    """Load the benchmark's checkpoint as it is stored."""
+    return node("LLaDAUniLoader", checkpoint=NAME, precision="auto", attention="auto")
+
+
+def drawing(side: int, seed: int) -> dict:
+    """Prompt to picture with the turbo decoder."""
+    sample = {"steps": 8, "guidance": 2.0, "seed": seed, "thinking": False}
+    return {
+        "load": loader(),
+        "sample": node("LLaDAUniSample", model=["load", 0], prompt=f"fox {seed}", width=side, height=side, **sample),
+        "decode": node("LLaDAUniDecode", model=["load", 0], tokens=["sample", 0], turbo=True, steps=0, seed=seed),
+        "save": node("SaveImage", images=["decode", 0], filename_prefix="small_cards"),
+    }
+
+
+def question(tokens: int) -> dict:
+    """A question about a picture."""
+    asked = {"question": "What is shown?", "steps": 32, "max_new_tokens": tokens, "seed": 1}
+    return {
+        "load": loader(),
+        "image": node("LoadImage", image="example.png"),
+        "answer": node("LLaDAUniImageQA", model=["load", 0], image=["image", 0], **asked),
+        "show": node("PreviewAny", source=["answer", 0]),
+    }
+
+
+def edit(pixels: int) -> dict:
+    """An edit of a picture, in tokens: what follows is the decoder, as in `drawing`."""
+    sample = {"width": 1024, "height": 1024, "steps": 8, "guidance": 4.0, "seed": 5, "thinking": False}
+    return {
+        "load": loader(),
+        "image": node("LoadImage", image="example.png"),
+        "encode": node(
+            "LLaDAUniEncode", model=["load", 0], image=["image", 0], purpose="edit", fit="cover", pixels=pixels
+        ),
+        "sample": node("LLaDAUniSample", model=["load", 0], prompt="in snow", references=["encode", 0], **sample),
+        "save": node("LLaDAUniSaveTokens", tokens=["sample", 0], filename_prefix="small_cards"),
+    }
+
+
+class Memory(threading.Thread):
+    """Watches the main memory of a process, in GB, until it is stopped."""
+
+    def __init__(self, pid: int):
+        super().__init__(daemon=True)
+        self._status = Path(f"/proc/{pid}/status")
+        self._over = threading.Event()
+        self.own = self.all = 0.0
+
+    def run(self) -> None:
+        """Note the largest values, ten times a second."""
+        while not self._over.wait(0.1):
+            try:
+                lines = dict(line.split(":", 1) for line in self._status.read_text().splitlines())
+            except (OSError, ValueError):
+                return
+            sizes = {name: int(lines[name].split()[0]) / 1e6 for name in ("RssAnon", "RssShmem", "VmRSS")}
+            self.own = max(self.own, sizes["RssAnon"] + sizes["RssShmem"])
+            self.all = max(self.all, sizes["VmRSS"])
+
+    def stop(self) -> None:
+        """End the watch."""
+        self._over.set()
+        self.join()
+
+
+@contextmanager
+def only_free(gigabytes: float | None):
+    """While it lasts another process holds the card, but for so many GiB; None leaves the card alone."""
+    if gigabytes is None:
+        yield
+        return
+    command = [sys.executable, "-c", HOLD, str(gigabytes)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        if holder.stdout.readline().strip() != "held":
+            raise RuntimeError(f"the card could not be held but for {gigabytes} GiB")
+        yield
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def timed(server: ComfyServer, graph: dict) -> float:
+    """Seconds from queueing to the end. Raises RuntimeError where the graph fails."""
+    began = time.perf_counter()
+    run: Run = server.run(graph, timeout=600)
+    if run.status != "success":
+        raise RuntimeError(f"{run.status}: {run.error.get('exception_message')}\n{server.log[-4000:]}")
+    return time.perf_counter() - began
+
+
+def measure(comfyui: Path, folder: Path, free: float | None, arguments: argparse.Namespace) -> dict[str, object]:
+    """Figures of one server."""
+    small, quick, logs = arguments.tiny, arguments.quick, arguments.logs
+    figures: dict[str, object] = {}
+    label = "" if free is None else f"{free:g} GiB free: "
+    side = 64 if small else 1024
+    with tempfile.TemporaryDirectory() as base, only_free(free):
+        models = Path(base) / "models" / "llada_uni"
+        models.mkdir(parents=True)
+        (models / NAME).symlink_to(folder.resolve(), target_is_directory=True)
+        with ComfyServer(comfyui, Path(base), tuple(arguments.option)) as server:
+            picture = next((Path(base) / "input").glob("*.png"))
+            picture.rename(picture.with_name("example.png"))
+            memory = Memory(server.pid)
+            memory.start()
+            try:
+                first = "small first picture" if quick else "first picture"
+                figures[f"{label}{first}, s"] = timed(server, drawing(max(32, side // 4) if quick else side, 1))
+                marker = len(server.log)
+                figures[f"{label}second picture, s"] = timed(server, drawing(side, 2))
+                lines = MOVED.findall(server.log[marker:])
+                figures[f"{label}brought in the second, GB"] = sum(float(now) for _, now, _ in lines)
+                figures[f"{label}brought at each use, GB"] = sum(float(away) for _, _, away in lines)
+                if not quick:
+                    figures[f"{label}question, s"] = timed(server, question(8 if small else 128))
+                    figures[f"{label}edit, tokens alone, s"] = timed(server, edit(side * side // 4 if small else 0))
+            finally:
+                memory.stop()
+                if logs:
+                    (logs / f"server-{free}.log").write_text(server.log)
+            figures[f"{label}server's main memory, GB"] = memory.own
+            figures[f"{label}with mapped file pages, GB"] = memory.all
+    return figures
+
+
+def main() -> None:
+    """Write the folder where it is not there, run the servers, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="the checkpoint; written with bf16 weights where it is not there")
+    parser.add_argument("--free", type=float, nargs="*", default=[24, 16, 12, 8], help="GiB, a server each")
+    parser.add_argument("--option", action="append", default=[], help="more options for ComfyUI")
+    parser.add_argument("--quick", action="store_true", help="a small first picture, no question and no edit")
+    parser.add_argument("--logs", type=Path, help="a folder that takes what the servers log")
+    parser.add_argument("--tiny", action="store_true", help="small sizes on the CPU")
+    add_json(parser)
+    arguments = parser.parse_args()
+    comfyui = find_comfyui()
+    if comfyui is None:
+        print("no real ComfyUI: set COMFYUI_PATH")
+        return
+    if not arguments.tiny and not torch.cuda.is_available():
+        print("no GPU at hand; --tiny runs the same path on the CPU")
+        return
+    figures: dict[str, object] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.folder or Path(scratch) / "checkpoint"
+        if not folder.exists():
+            began = time.perf_counter()
+            if arguments.tiny:
+                backbone = replace(tiny().backbone, vocab_size=704, image_token_offset=448)  # the tokenizer's text fits
+                sizes = replace(tiny(), backbone=backbone)
+                write_folder(folder, sizes, Vision(2, 32, 2, 64, 256, 16), torch.device("cpu"))
+            else:
+                write_folder(folder, released(), Vision(), torch.device("cuda"))
+                torch.cuda.empty_cache()
+            figures["writing the folder, s"] = time.perf_counter() - began
+        figures["folder, GB"] = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e9
+        for free in [None] if arguments.tiny else arguments.free:
+            figures |= measure(comfyui, folder, free, arguments)
+            for name, value in figures.items():
+                print(f"{name}: {value}", flush=True)
+    show("Small cards, ComfyUI over HTTP", figures, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
