@@ -1,4 +1,4 @@
-# make demo: run the shipped graphs on the miniature. make test: lint and all tests. Both set themselves up.
+# make demo: run the shipped graphs on the miniature. make test: lint, types and all tests. Both set themselves up.
 
 PYTHON ?= python3
 VENV := .venv
@@ -32,6 +32,8 @@ demo: $(VENV)/is-ready $(HOST)
 test: $(VENV)/is-ready $(HOST)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@mkdir -p $(VENV)/types && ln -sfn "$(CURDIR)" $(VENV)/types/llada_uni
+	MYPYPATH=$(VENV)/types $(BIN)/mypy -p llada_uni.llada_core -p llada_uni.nodes
 	$(BIN)/python -m pytest
 
 # What is missing for publishing to the registry. Publishes nothing.
