@@ -43,6 +43,13 @@ class Residency:
     away: int
 
 
+class _Queue(list):
+    """An entry in the host's list of prefetched layers."""
+
+    def close(self) -> None:
+        """Asked for by newer hosts when a node has ended; there is nothing to close."""
+
+
 class Hold:
     """Layers of one part, kept on the card while it works, so that CUDA graphs may rely on them.
 
@@ -52,7 +59,7 @@ class Hold:
     """
 
     def __init__(self):
-        self._queue: list | None = None
+        self._queue: _Queue | None = None
         self._layers: list[Any] = []
         self._elsewhere: list[tuple[Any, str, nn.Parameter]] = []  # layer, name, what it showed before
 
@@ -70,7 +77,7 @@ class Hold:
         total = sum(_size(layer) for layer in layers)
         if not hasattr(prefetch, "cleanup_prefetched_modules") or not hasattr(comfy.ops, "cast_modules_with_vbar"):
             return Residency(0, 0, total)
-        self._queue = [(None, (patcher.model, self._layers))]
+        self._queue = _Queue([(None, (patcher.model, self._layers))])
         prefetch.PREFETCH_QUEUES.append(self._queue)
         brought = 0
         for layer in layers[: _fitting(layers, room)]:
@@ -82,8 +89,8 @@ class Hold:
             brought += _size(layer) * (not layer._prefetch["resident"])
             self._layers.append(layer)
             self._show(layer, device)
-        if len(self._layers) < len(layers):
-            pages = layers[0]._v[0]
+        pages = layers[0]._v[0] if layers else None
+        if len(self._layers) < len(layers) and hasattr(pages, "set_watermark_limit"):
             end = max((layer._v[1] + _size(layer) for layer in self._layers), default=pages.base_addr)
             pages.set_watermark(end - pages.base_addr)
             pages.set_watermark_limit(end - pages.base_addr)
@@ -136,6 +143,8 @@ class PinnedCopies:
     def __init__(self, module: nn.Module):
         self._pinned: list[torch.Tensor] = []
         memory = _host_module("memory_management")
+        if not hasattr(management, "unpin_memory"):
+            return
         for layer in castable_layers(module):
             tensors = [layer.weight, layer.bias]
             if any(tensor is not None and _is_file_slice(tensor) for tensor in tensors):
