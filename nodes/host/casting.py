@@ -46,7 +46,7 @@ def _brought(
         yield comfy.ops.cast_bias_weight(module, **wanted)
 
 
-class _Cast:
+class _Cast(nn.Module):
     """What all adopted layers share: on the way to the card their copy in main memory is kept, if there is room.
 
     On the way back it is taken again, where hosts would copy every byte from the card to fresh memory.
@@ -125,7 +125,8 @@ class _CastStored(_Cast, StoredWeight):
                 yield stored
             return
         companions = [name for name in self.form.tensors(self.shape) if name != "weight"]
-        bias_dtype = None if self.bias is None else self.bias.dtype
+        beside: Any = self.bias
+        bias_dtype = None if beside is None else beside.dtype
         with _brought(self, device, self.weight.dtype, bias_dtype) as (weight, bias):
             brought = {name: self._companion(name, bias).to(device) for name in companions}
             yield {"weight": weight} | brought
@@ -154,7 +155,7 @@ class CastExpertBank(_CastStored, ExpertBank, _Base):
         return super().__getattr__("bias" if name == vars(self).get("_as_bias") else name)
 
     def _companion(self, name: str, bias: torch.Tensor | None) -> torch.Tensor:
-        return bias if name == self._as_bias else getattr(self, name)
+        return bias if bias is not None and name == self._as_bias else getattr(self, name)
 
 
 class CastQuantizedLinear(_CastStored, QuantizedLinear, _Base):
@@ -170,7 +171,7 @@ _CASTABLE_CLASSES = {
 }
 
 
-def castable_layers(module: nn.Module) -> list[nn.Module]:
+def castable_layers(module: nn.Module) -> list[Any]:
     """The layers of a module that were adopted."""
     return [layer for layer in module.modules() if isinstance(layer, tuple(_CASTABLE_CLASSES.values()))]
 

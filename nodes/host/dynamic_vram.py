@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import comfy.model_management as management
@@ -72,7 +71,7 @@ class Hold:
         self.give_back()
         device = patcher.load_device
         prefetch = _host_module("model_prefetch")
-        layers = [layer for layer in castable_layers(patcher.model) if hasattr(layer, "_v")]
+        layers: list[Any] = [layer for layer in castable_layers(patcher.model) if hasattr(layer, "_v")]
         layers.sort(key=lambda layer: (isinstance(layer, CastEmbedding), layer._v[1]))
         total = sum(_size(layer) for layer in layers)
         if not hasattr(prefetch, "cleanup_prefetched_modules") or not hasattr(comfy.ops, "cast_modules_with_vbar"):
@@ -89,7 +88,7 @@ class Hold:
             brought += _size(layer) * (not layer._prefetch["resident"])
             self._layers.append(layer)
             self._show(layer, device)
-        pages = layers[0]._v[0] if layers else None
+        pages: Any = layers[0]._v[0] if layers else None
         if len(self._layers) < len(layers) and hasattr(pages, "set_watermark_limit"):
             end = max((layer._v[1] + _size(layer) for layer in self._layers), default=pages.base_addr)
             pages.set_watermark(end - pages.base_addr)
@@ -169,6 +168,6 @@ def _is_file_slice(tensor: torch.Tensor) -> bool:
     return getattr(tensor.untyped_storage(), "_comfy_tensor_file_slice", None) is not None
 
 
-def _host_module(name: str) -> ModuleType | None:
+def _host_module(name: str) -> Any:
     """A module of comfy; None on hosts that lack it."""
     return importlib.import_module(f"comfy.{name}") if importlib.util.find_spec(f"comfy.{name}") else None
