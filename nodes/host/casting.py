@@ -53,21 +53,20 @@ class _Cast(nn.Module):
     """
 
     def _apply(self, fn, recurse: bool = True) -> nn.Module:
-        kept = self.__dict__.setdefault("_kept", {})
-        for name, old in list(self._parameters.items()):
-            if old is None:
-                continue
-            copy = kept.get(name)
-            target = fn(old.new_empty(0))
-            if copy is not None and target.device == copy.device != old.device and target.dtype == copy.dtype:
-                self._parameters[name] = nn.Parameter(copy, requires_grad=False)
-        before = {name: old.data for name, old in self._parameters.items() if old is not None}
+        kept: dict[str, torch.Tensor] = vars(self).setdefault("_kept", {})
+        own: dict[str, Any] = self._parameters
+        for name, copy in kept.items():
+            target = fn(own[name].new_empty(0))  # what it would become
+            if target.device == copy.device != own[name].device and target.dtype == copy.dtype:
+                own[name] = nn.Parameter(copy, requires_grad=False)
+        before = {name: old.data for name, old in own.items() if old is not None}
         super()._apply(fn, recurse)
         for name, old in before.items():
-            moved = self._parameters[name].device != old.device
-            if moved and management.is_device_cpu(old.device) and _room_to_keep():
+            if own[name].device == old.device:
+                continue
+            if management.is_device_cpu(old.device) and _room_to_keep():
                 kept[name] = old
-        for name in [name for name, copy in kept.items() if self._parameters[name].device == copy.device]:
+        for name in [name for name, copy in kept.items() if own[name].device == copy.device]:
             del kept[name]
         return self
 
