@@ -63,8 +63,7 @@ def text_to_image() -> list[Column]:
     return [
         start(model, text),
         Column([sample], "What to draw", GREEN),
-        Column([decode], "Tokens to pixels", PURPLE),
-        Column([save], "Result", BLUE),
+        Column([decode, save], "Tokens to pixels, and the result", BLUE),
     ]
 
 
@@ -84,8 +83,8 @@ def thinking_text_to_image() -> list[Column]:
     return [
         start(model, text, options),
         Column([sample], "What to draw", GREEN),
-        Column([decode, plan], "Tokens to pixels, and the plan", PURPLE),
-        Column([save], "Result", BLUE),
+        Column([plan], "The plan", GREY),
+        Column([decode, save], "Tokens to pixels, and the result", BLUE),
     ]
 
 
@@ -106,11 +105,9 @@ def edit() -> list[Column]:
     )
     return [
         start(model, text),
-        Column([picture], "Picture to change", PURPLE),
-        Column([encode], "To tokens", PURPLE),
+        Column([picture, encode], "Picture to change, to tokens", PURPLE),
         Column([sample], "What to change", GREEN),
-        Column([decode], "Tokens to pixels", PURPLE),
-        Column([save], "Result", BLUE),
+        Column([decode, save], "Tokens to pixels, and the result", BLUE),
     ]
 
 
@@ -134,13 +131,10 @@ def edit_two_references() -> list[Column]:
         "again."
     )
     return [
-        start(model, text),
-        Column(pictures, "Pictures", PURPLE),
-        Column(encodes, "To tokens", PURPLE),
-        Column([join, options], "In a row", GREY),
-        Column([sample], "What to make of them", GREEN),
-        Column([decode], "Tokens to pixels", PURPLE),
-        Column([save], "Result", BLUE),
+        start(model, text, options),
+        Column([pictures[0], encodes[0], pictures[1], encodes[1]], "Pictures, to tokens", PURPLE),
+        Column([join, sample], "In a row, and what to make of them", GREEN),
+        Column([decode, save], "Tokens to pixels, and the result", BLUE),
     ]
 
 
@@ -223,8 +217,7 @@ def story() -> list[Column]:
     tell = Box("LLaDAUniInterleave", {"model": model, "instruction": STORY})
     decode = Box("LLaDAUniDecode", {"model": model, "tokens": tell}, after="randomize")
     words = Box("PreviewAny", {"source": (tell, "text")}, title="The story", height=440)
-    show = Box("PreviewImage", {"images": decode}, title="Its pictures")
-    save = Box("SaveImage", {"images": decode, "filename_prefix": "llada-uni/story"})
+    save = Box("SaveImage", {"images": decode, "filename_prefix": "llada-uni/story"}, title="Its pictures")
     text = (
         "Writes a story with pictures. Text and images take turns until the model ends it or **max_images** are "
         "drawn.\n\n"
@@ -234,8 +227,8 @@ def story() -> list[Column]:
     return [
         start(model, text),
         Column([tell], "What to tell", GREEN),
-        Column([decode, words], "Text, and tokens to pixels", PURPLE),
-        Column([show, save], "Pictures in order", BLUE),
+        Column([words], "The story", GREY),
+        Column([decode, save], "Tokens to pixels, and its pictures", BLUE),
     ]
 
 
@@ -247,26 +240,35 @@ def miniature() -> list[Column]:
     sample = Box("LLaDAUniSample", {"model": model, "prompt": prompt, **size}, title="Sample: draw")
     change = {"model": model, "prompt": "make the blue star yellow", "guidance": 4.0, "references": sample, **size}
     edit = Box("LLaDAUniSample", change, title="Sample: edit")
-    decodes = [Box("LLaDAUniDecode", {"model": model, "tokens": tokens}) for tokens in (sample, edit)]
+    decodes = [Box("LLaDAUniDecode", {"model": model, "tokens": tokens}, height=256) for tokens in (sample, edit)]
     question = "Describe the picture."
-    ask = Box("LLaDAUniImageQA", {"model": model, "question": question, "image": decodes[1]})
+    ask = Box("LLaDAUniImageQA", {"model": model, "question": question, "image": decodes[1]}, height=290)
     saves = [
-        Box("SaveImage", {"images": decode, "filename_prefix": f"llada-uni/miniature-{name}"}, title=name.capitalize())
+        Box(
+            "SaveImage",
+            {"images": decode, "filename_prefix": f"llada-uni/miniature-{name}"},
+            name.capitalize(),
+            height=310,
+        )
         for decode, name in zip(decodes, ("drawn", "edited"), strict=True)
     ]
-    answer = Box("PreviewAny", {"source": ask}, title="Answer")
+    answer = Box("PreviewAny", {"source": ask}, title="Answer", height=180)
     text = (
         "**Nothing to download:** the miniature comes with the pack and takes seconds on any machine. Queue this.\n\n"
         "It draws a picture, edits its tokens without decoding them in between, and asks about the result.\n\n"
         "It knows one small world: one to three objects (circle, square, triangle, diamond, star), large or small, in "
         "eight colours, left, right, above, below or in the centre, on a plain background; 256x256, or 256 wide and "
-        "192 high. Ask for a cat and you get shapes. The other templates are for the released checkpoint."
+        "192 high. Ask for a cat and you get shapes. It was taught one way of saying things; these work:\n\n"
+        "- *draw:* a small green circle to the left of a large red square on a white background\n"
+        "- *edit:* make the blue star yellow; move the blue star to the left; remove the red diamond\n"
+        "- *ask:* Describe the picture. What colour is the star? How many objects are there?\n"
+        "- *tell:* Tell a story: a large purple diamond on the left on a white background moves to the centre and then "
+        "to the right."
     )
     return [
         Column([note("What this does", text), model], "Start here", GREY),
         Column([sample, edit], "Draw, then change", GREEN),
-        Column(decodes, "Tokens to pixels", PURPLE),
-        Column([ask], "Ask", GREEN),
+        Column([*decodes, ask], "Tokens to pixels, and ask", PURPLE),
         Column([*saves, answer], "Results", BLUE),
     ]
 
@@ -341,7 +343,7 @@ def main() -> None:
         host = InProcessHost(Path(base))
         for name, workflow in workflows.items():
             shown = pictures_of(workflow, run(host, name, workflow.api())[1])
-            draw_thumbnail(workflow, shown).save(OUT / f"{name}.jpg", quality=88, optimize=True)
+            draw_thumbnail(workflow, shown).save(OUT / f"{name}.jpg", quality=90, subsampling=0, optimize=True)
     for path, picture in help_pictures(workflows).items():
         picture.save(path, optimize=True)
     print(f"{len(workflows)} workflows and {len(HELP)} help pictures written")

@@ -11,7 +11,7 @@ from typing import Any
 
 from .schemas import Input, Schema
 
-GAP_X, GAP_Y = 90, 90  # between boxes; the title bar of 30 above a box lies inside GAP_Y
+GAP_X, GAP_Y = 64, 56  # between boxes; the title bar of 30 above a box lies inside GAP_Y
 GROUP_EDGE, GROUP_TITLE, GROUP_FOOT = 24, 90, 50  # around its boxes; the newer canvas draws them about 30 higher
 SLOT, WIDGET = 20, 24  # heights of a row
 CONTROL = "control_after_generate"
@@ -27,16 +27,17 @@ COLOURS = {
     "MarkdownNote": ("#432", "#653"),
 }
 WIDE = ("LLaDAUniSample", "LLaDAUniInterleave", "LLaDAUniImageQA", "SaveImage", "PreviewImage", "PreviewAny")
-WIDTHS = dict.fromkeys(WIDE, 420) | {"MarkdownNote": 380}  # others 340
-HEIGHTS = {"LoadImage": 340, "SaveImage": 500, "PreviewImage": 470, "PreviewAny": 300}  # what shows a picture or text
-PROMPT_HEIGHT = 150
+WIDTHS = dict.fromkeys(WIDE, 390) | {"MarkdownNote": 340}
+NARROW = 310  # of all others
+HEIGHTS = {"LoadImage": 300, "SaveImage": 430, "PreviewImage": 430, "PreviewAny": 300}  # what shows a picture or text
+PROMPT_LINE, PROMPT_LETTER, PROMPT_LEAST = 16, 6.6, 56  # pixels of a line and a letter of a prompt; of its box
 ROOM = {  # below or beside the widgets, for what a node shows while it runs: progress, text, preview
-    "LLaDAUniSample": 180,
-    "LLaDAUniInterleave": 240,
-    "LLaDAUniDecode": 270,
+    "LLaDAUniSample": 170,
+    "LLaDAUniInterleave": 230,
+    "LLaDAUniDecode": 220,
     "LLaDAUniImageQA": 60,
 }
-NOTE_LETTERS = 68  # in a line of a note
+NOTE_LETTERS = 60  # in a line of a note
 ON_THE_FORM = {  # the widgets that app mode shows of a node
     "LoadImage": ("image",),
     "LLaDAUniSample": ("prompt", "width", "height"),
@@ -80,9 +81,16 @@ class Note(Box):
 def note(title: str, text: str) -> Note:
     """A note with a title, high enough for its text."""
     shown = re.sub(r"\]\(.*?\)", "]", text)
-    lines = sum(math.ceil(len(paragraph) / NOTE_LETTERS) for paragraph in shown.split("\n\n"))
+    lines = sum(math.ceil(len(line) / NOTE_LETTERS) for line in shown.split("\n"))
     height = lines * 16 + shown.count("\n\n") * 12 + 50
     return Note("MarkdownNote", title=title, text=text, height=height)
+
+
+def _prompt_height(text: str, width: int) -> int:
+    """Of a box that shows the whole text, and a line more."""
+    letters = (width - 40) / PROMPT_LETTER
+    lines = sum(max(math.ceil(len(line) / letters), 1) for line in text.split("\n"))
+    return max((lines + 1) * PROMPT_LINE + 12, PROMPT_LEAST)
 
 
 @dataclass
@@ -108,10 +116,10 @@ class Workflow:
             box.id = number
         x = 0
         for column in self.columns:
-            width = max(WIDTHS.get(box.kind, 340) for box in column.boxes)
+            width = max(WIDTHS.get(box.kind, NARROW) for box in column.boxes)
             y = 0
             for box in column.boxes:
-                box.at, box.size = (x, y), (width, self._height(box))
+                box.at, box.size = (x, y), (width, self._height(box, width))
                 y += box.size[1] + GAP_Y
             x += width + GAP_X
 
@@ -125,17 +133,18 @@ class Workflow:
         """Every box that runs."""
         return [box for box in self.boxes if not isinstance(box, Note)]
 
-    def _height(self, box: Box) -> int:
+    def _height(self, box: Box, width: int) -> int:
         if box.height or box.kind in HEIGHTS:
             return box.height or HEIGHTS[box.kind]
         schema = self.schemas[box.kind]
         sockets = sum(not i.is_widget for i in schema.inputs)
         widgets = [i for i in schema.inputs if i.is_widget]  # the classic canvas shows the folded ones too
         rows = len(widgets) + sum(bool(i.options.get(CONTROL)) for i in widgets)
-        prompts = sum(bool(i.options.get("multiline")) for i in widgets)
+        prompts = [i for i in widgets if i.options.get("multiline")]
         slots = max(sockets, len(schema.outputs))
         room = 16 + ROOM.get(box.kind, 0)
-        return slots * SLOT + (rows - prompts) * WIDGET + prompts * PROMPT_HEIGHT + room
+        written = sum(_prompt_height(str(box.inputs.get(i.name, "")), width) for i in prompts)
+        return slots * SLOT + (rows - len(prompts)) * WIDGET + written + room
 
     def value(self, box: Box, spec: Input) -> Any:
         """The value of a widget: the workflow's own, or the schema's default, as the front end would fill it."""

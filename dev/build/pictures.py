@@ -17,8 +17,8 @@ TYPE_COLOURS = {
     "LLADA_TOKENS": "#e39b3b",
     "IMAGE": "#64b5f6",
     "STRING": "#8fbf8f",
-    "LLADA_SAMPLING": "#8fa6b5",
-    "LLADA_SPRINT": "#8fa6b5",
+    "LLADA_SAMPLING": "#4fa3a5",
+    "LLADA_SPRINT": "#c46fa8",
 }
 CELLS = ("#c8553d", "#e39b3b", "#588b8b", "#5b6fc9", "#9a5ba6", "#7fae5f", "#d9c27e")
 SHORT = {

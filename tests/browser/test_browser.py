@@ -47,6 +47,16 @@ def test_a_template_opens_whole(canvas, name):
     assert canvas.page.get_by_test_id("error-overlay").count() == 0
 
 
+def test_each_of_our_links_has_a_colour_of_its_own_and_text_can_be_read(canvas):
+    canvas.open_template("edit-two-references")
+    found = canvas.page.evaluate(
+        "['LLADA_UNI', 'LLADA_TOKENS', 'LLADA_SAMPLING', 'LLADA_SPRINT'].map("
+        "kind => app.canvas.default_connection_color_byType[kind])"
+    )
+    assert found == ["#5b6fc9", "#e39b3b", "#4fa3a5", "#c46fa8"]
+    assert canvas.page.evaluate("app.canvas.ds.scale") > 0.6  # below, the front end blanks all text
+
+
 def as_queued(canvas) -> dict:
     """What the front end would post, less the widgets that newer ones add to core nodes."""
     queued = canvas.page.evaluate("async () => (await app.graphToPrompt()).output")

@@ -1,6 +1,7 @@
 """Every shipped workflow, both forms, against the schemas of today."""
 
 import json
+import re
 from itertools import combinations
 from pathlib import Path
 
@@ -133,3 +134,23 @@ def test_the_check_itself_finds_faults(change, complaint, schemas):
     graph = json.loads((GRAPHS / "text-to-image.json").read_text())
     change(graph)
     assert any(complaint in line for line in api_complaints(graph, schemas))
+
+
+def test_a_template_opens_readable(graph):
+    """The front end fits a graph into three quarters of what is to be seen, and blanks all text below six tenths."""
+    frames = [group["bounding"] for group in graph["groups"]]
+    width = max(x + w for x, _, w, _ in frames) - min(x for x, _, _, _ in frames)
+    height = max(y + h for _, y, _, h in frames) - min(y for _, y, _, _ in frames)
+    assert width <= 2020  # on a screen of 1600 x 1000
+    assert height <= 1190
+    assert len(frames) <= 4
+
+
+def test_links_have_the_colours_of_the_thumbnails():
+    """web/link_colours.js and the drawn thumbnails name the same colour for each of our types."""
+    from dev.build.pictures import TYPE_COLOURS
+
+    script = (GRAPHS.parent.parent / "web" / "link_colours.js").read_text()
+    told = dict(re.findall(r'(LLADA_\w+): "(#\w{6})"', script))
+    assert told == {kind: colour for kind, colour in TYPE_COLOURS.items() if kind.startswith("LLADA_")}
+    assert len(set(told.values())) == len(told)
