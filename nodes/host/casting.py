@@ -186,7 +186,7 @@ def make_castable(module: nn.Module, smallest: int = 0) -> nn.Module:
                 layer.__class__ = _CASTABLE_CLASSES[type(layer)]
                 if isinstance(layer, CastExpertBank):
                     layer.adopt()
-                if "bias" not in layer._parameters:
+                if not hasattr(layer, "bias"):
                     layer.register_parameter("bias", None)  # the host asks every layer for it
     return module
 
