@@ -72,17 +72,18 @@ def velocity(
         return torch.cat([hidden, pad.to(hidden).expand(n, -hidden.shape[1] % 32, -1)], 1)
 
     cond = padded(model.cap_embedder(conditions), model.cap_pad_token)
-    positions = model.create_coordinate_grid((cond.shape[1], 1, 1), (1, 0, 0), x.device).flatten(0, 2)
-    cond_turns = model.rope_embedder(positions)[None]
+    # The library's blocks, which are trained through, take a turn as a complex number.
+    turns = model.turns(cond.shape[1], x.shape[3:], x.device)
+    turns = torch.complex(turns.cos, turns.sin)[None]
+    image_turns, cond_turns = turns.split([turns.shape[1] - cond.shape[1], cond.shape[1]], 1)
     for block in model.context_refiner:
         cond = block(cond, None, cond_turns)
     time = model.t_embedder(t * model.t_scale)
     patches = rearrange(x, "n c f (h p) (w q) -> n (f h w) (p q c)", p=PATCH, q=PATCH)
     hidden = padded(model.all_x_embedder[STEM](patches), model.x_pad_token)
-    turns = model._image_rotary(x, hidden.shape[1], cond)
     for block in model.noise_refiner:
-        hidden = block(hidden, None, turns, time)
-    hidden, turns = torch.cat([hidden, cond], 1), torch.cat([turns, cond_turns], 1)
+        hidden = block(hidden, None, image_turns, time)
+    hidden = torch.cat([hidden, cond], 1)
     states = []
     for block in model.layers:
         hidden = block(hidden, None, turns, time)

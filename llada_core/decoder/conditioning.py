@@ -10,6 +10,7 @@ from ..checkpoint.component import Component, build_on_meta
 from ..checkpoint.weights import PickledTensors, Slot, plan
 from ..errors import CheckpointError
 from ..image_tokens import UPSAMPLING
+from ..nonfinite import nonfinite_error
 
 LABEL = "image_tokenizer"
 FILE = "sigvq_embedding.pt"
@@ -43,9 +44,16 @@ class SigVQEmbedder(nn.Module):
         self.outer = nn.Linear(hidden, features)
 
     def forward(self, grid: torch.Tensor) -> torch.Tensor:
-        """Codes [h, w] int64 on the compute device -> features [4·h·w, features] of the grid up-sampled 2x."""
+        """Codes [h, w] int64 on the compute device -> features [4·h·w, features] of the grid up-sampled 2x.
+
+        Raises:
+            InputError: features beyond the range of the weights' type.
+            CheckpointError: features that are not finite because a weight is not.
+        """
         # Up-sampling the features of h·w codes gives the same numbers as up-sampling the codes, at a quarter the work.
         features = self.outer(F.silu(self.inner(self.codes(grid))))
+        if not bool(features.isfinite().all()):
+            raise nonfinite_error("sigvq", self, features.dtype, "features")
         return upsample(features).flatten(0, 1)
 
 

@@ -15,6 +15,7 @@ from ..checkpoint.component import Component, build_on_meta, known_fields, need_
 from ..checkpoint.weights import Slot, TensorFiles, need, plan, read_json
 from ..errors import CheckpointError, InputError
 from ..image_tokens import UPSAMPLING
+from ..nonfinite import FiniteWatch, nonfinite_error
 from ..options import Decoding
 from ..progress import ProgressCallback
 from .flow import guide, noise_stream, normal_times, sample_normal, sample_turbo, turbo_times
@@ -74,7 +75,8 @@ def open_decoder(folder: Path, features: int) -> Component:
         check_zimage_form(source.entries, module.state_dict(), label)
         return ZImageComponent(module, source, {})
     slots = plan(module, source, lambda key: Slot(_renamed(key)))
-    return Component(module, source, slots)
+    # The learned pad tokens may hold numbers that float16 cannot.
+    return Component(module, source, slots, keep_float32=lambda name: name.endswith("_pad_token"))
 
 
 def open_vae(folder: Path) -> Component:
@@ -124,15 +126,17 @@ def check_grid(h: int, w: int) -> None:
 def decoder_working_bytes(h: int, w: int, dtype: torch.dtype, config: Mapping[str, Any]) -> int:
     """Memory of `sample_latents` beside the weights, from above: bytes for a grid of h × w tokens in `dtype`.
 
-    The peak is in a feed-forward: four tensors of 8/3 · dim and four of dim for each of 8·h·w positions, so 14.7 · dim,
-    and half a dim for the conditioning without an image. 16 · dim leaves room for the rotary tables. Attention is
-    taken to be fused; a device without that needs quadratic memory, which nothing here allows for.
+    The peak is in a feed-forward: its input and two tensors of 8/3 · dim for each of 8·h·w positions. The sum that runs
+    through the blocks is kept for all of them, half as much for the image alone and for each of two conditionings; in
+    float16 it is float32. Attention is taken to be fused; a device without that needs quadratic memory, which nothing
+    here allows for.
 
     Args:
         config: the decoder's (`decoder.config`).
     """
     positions = 2 * (UPSAMPLING**2 * h * w + 32)
-    return 16 * config["dim"] * positions * dtype.itemsize + 32 * 2**20
+    sums = max(dtype.itemsize, 4 if dtype == torch.float16 else 0)
+    return int((6.4 * dtype.itemsize + 2.6 * sums) * config["dim"] * positions) + 40 * 2**20
 
 
 def vae_working_bytes(h: int, w: int, dtype: torch.dtype, config: Mapping[str, Any]) -> int:
@@ -176,32 +180,33 @@ def sample_latents(
         float32 [1, in_channels, 4·h, 4·w] on the CPU.
 
     Raises:
-        InputError: a grid too large for the decoder, or latents that left the range of `dtype`.
+        InputError: a grid too large for the decoder, or latents that left the range of `dtype`, a round after they did.
+        CheckpointError: latents that are not finite because a weight is not.
     """
     h, w = size
     check_grid(h, w)
+    side = LATENTS * h, LATENTS * w
     features = features.to(device, dtype)
-    conditioning = decoder.condition(features)
-    guided = not decoding.turbo and decoding.guidance > 0
-    nothing = decoder.condition(torch.zeros_like(features)) if guided else None
+    conditionings = [decoder.condition(features, side)]
+    if not decoding.turbo and decoding.guidance > 0:
+        conditionings.append(decoder.condition(torch.zeros_like(features), side))
     del features
-    noise = noise_stream(seed, (1, decoder.config.in_channels, 1, LATENTS * h, LATENTS * w))
+    noise = noise_stream(seed, (1, decoder.config.in_channels, 1, *side))
     x = next(noise).to(device)
+    part = "decoder-turbo" if decoding.turbo else "decoder"
+    watch = FiniteWatch(lambda: nonfinite_error(part, decoder, dtype, "latents"))
 
     def velocity(x: torch.Tensor, t: float) -> torch.Tensor:
-        v = decoder.velocity(x, t, conditioning)
-        if nothing is None:
-            return v
-        # One after the other: a batch of two would be no faster at these lengths and take twice the memory.
-        return guide(v, decoder.velocity(x, t, nothing), decoding.guidance)
+        v = decoder.velocities(x, t, conditionings)
+        v = v[0] if len(v) == 1 else guide(*v, decoding.guidance)
+        watch.note(v)
+        return v
 
     if decoding.turbo:
         x = sample_turbo(velocity, x, turbo_times(decoding.rounds), noise, progress)
     else:
         x = sample_normal(velocity, x, normal_times(decoding.rounds), progress)
-    if not bool(x.isfinite().all()):
-        expected = "finite latents"
-        raise InputError("precision", f"numbers beyond the range of {dtype}", expected, "Choose bf16 or fp32.")
+    watch.check()
     return x.squeeze(2).cpu()
 
 

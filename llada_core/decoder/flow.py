@@ -3,6 +3,7 @@
 Latents are [1, channels, 1, height, width]. t is the model's time: 0 is noise, 1 the image. A velocity is x1 - x0.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
@@ -11,6 +12,8 @@ import torch
 from ..checks import check_count
 from ..options import MAX_DECODER_STEPS
 from ..progress import Progress, ProgressCallback, report
+
+log = logging.getLogger(__name__)
 
 WARP = 6.0  # of the normal decoder's times
 STAGE = "decoder"
@@ -40,6 +43,17 @@ def noise_stream(seed: int, shape: Sequence[int]) -> Iterator[torch.Tensor]:
     generator = torch.Generator("cpu").manual_seed(seed % 2**64)
     while True:
         yield torch.randn(*shape, generator=generator, dtype=torch.float32, device="cpu")
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether a device computes in float64. Metal, DirectML and some of Intel's say by an error that they do not."""
+    if device.type in ("cpu", "cuda"):
+        return True
+    try:
+        return float(torch.full((1,), 1.5, dtype=torch.float64, device=device) * 2) == 3
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        log.info("%s has no float64 (%s); the turbo sampler keeps its state in float32", device, str(error)[:80])
+        return False
 
 
 def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
@@ -90,8 +104,8 @@ def sample_turbo(
     Returns:
         The latents, float32, of x's shape.
     """
-    # As in the reference; Metal has no float64, and there float32 is near enough.
-    x = x.to(torch.float32 if x.device.type == "mps" else torch.float64)
+    # As in the reference; on a device without float64, float32 is near enough.
+    x = x.to(torch.float64 if has_float64(x.device) else torch.float32)
     for done, (t, after) in enumerate(pairwise(times), start=1):
         clean = x + (1 - t) * velocity(x, t)
         x = after * clean + (1 - after) * next(noise).to(x)

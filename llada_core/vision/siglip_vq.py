@@ -19,6 +19,7 @@ from ..checkpoint.component import Component, build_on_meta, known_fields, need_
 from ..checkpoint.weights import Slot, TensorFiles, need, plan, read_json
 from ..errors import CheckpointError, InputError
 from ..image_tokens import PATCH
+from ..nonfinite import nonfinite_error
 
 LABEL = "image_tokenizer"
 CODE_SLICE = 2048  # codes compared at a time: 2,500 tokens x 2,048 codes of 2,048 values take about 100 MB
@@ -69,6 +70,7 @@ class SiglipVQ(nn.Module):
 
         Raises:
             InputError: pixels of another shape, or features that leave the range of `dtype`.
+            CheckpointError: features that are not finite because a weight is not.
         """
         channels = self.visual.patch_embed.in_channels
         if pixels.ndim != 3 or pixels.shape[0] != channels or pixels.shape[1] % PATCH or pixels.shape[2] % PATCH:
@@ -83,8 +85,7 @@ class SiglipVQ(nn.Module):
         features = self._features(patches.to(device, dtype), height, width)
         latents = self.vqmodel.quant_conv(features.T[None, :, :, None])[0, :, :, 0].T
         if not bool(latents.isfinite().all()):
-            expected = "finite features"
-            raise InputError("precision", f"numbers beyond the range of {dtype}", expected, "Choose bf16 or fp32.")
+            raise nonfinite_error(LABEL, self, dtype, "features")
         codes = nearest_codes(latents, self.vqmodel.quantize.embedding.weight)
         return codes.view(height, width).cpu()
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from ...llada_core.checks import check_choice
 from ...llada_core.engine import PRECISIONS, Component, Placement, WorkingBytes
+from .attention import use_hosts_attention
 from .casting import fully_resident, keep_companions, make_castable, move_uncast_parameters
 from .dynamic_vram import Hold, PinnedCopies, file_slices, pages_weights
 
@@ -125,6 +126,8 @@ class HostComponentManager:
             # The host would copy these anew, to other addresses, whenever the part is asked for.
             move_uncast_parameters(module, device)
             keep_companions(module, device)
+        if part.startswith("decoder"):
+            use_hosts_attention(module, device)
         # The host's log names a model by its class.
         held = type(f"LLaDA-Uni {part}", (ModuleHolder,), {})(module)
         # The host puts another class there when it starts, where it manages memory page by page.

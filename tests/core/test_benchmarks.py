@@ -50,3 +50,12 @@ def test_full_size_program_on_small_sizes(run):
     assert figures["picture"] == "64 x 64"
     assert figures["drawing tokens, rounds"] >= 1
     assert figures["normal decoder, 50 steps, s"] > 0
+
+
+def test_decoder(run):
+    figures = run("decoder", "--tiny", "--normal")
+    assert figures["difference from the official, relative"] < 1e-5
+    assert figures["times as fast as the official"] > 0
+    for name in ("official", "ours"):
+        parts = {key for key in figures if key.startswith(f"{name}: ")}
+        assert {f"{name}: products, ms", f"{name}: attention, ms", f"{name}: activation, ms"} < parts

@@ -170,13 +170,17 @@ def test_a_part_loads_when_first_needed_and_again_after_its_release(golden_check
 
 
 def test_precision_of_every_part(golden_checkpoint):
-    """float16 is asked of all parts; the VAE, which overflows in it, and the router keep float32."""
+    """float16 is asked of all parts; the VAE, which overflows in it, the router and pad tokens keep float32."""
     manager = OneDevice(dtype=torch.float16)
     model = LLaDAUni(golden_checkpoint, manager)
     found = {part: model._place(part) for part in model.components}
     dtypes = {part: {p.dtype for p in placement.module.parameters()} for part, placement in found.items()}
     assert dtypes.pop("vae") == {torch.float32}
     assert dtypes.pop("backbone") == {torch.float16, torch.float32}
+    for decoder in ("decoder", "decoder-turbo"):
+        kept = [name for name, p in found[decoder].module.named_parameters() if p.dtype != torch.float16]
+        assert kept == ["x_pad_token", "cap_pad_token"]
+        assert dtypes.pop(decoder) == {torch.float16, torch.float32}
     assert all(kinds == {torch.float16} for kinds in dtypes.values())
     assert found["vae"].dtype == torch.float32
 

@@ -1,5 +1,6 @@
 """decoder/flow.py: samplers on fields whose answer is known. The goldens' numbers are in test_pixels.py."""
 
+import logging
 from itertools import count, islice, pairwise, repeat
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from llada_core.decoder.flow import (
     guide,
+    has_float64,
     noise_stream,
     normal_times,
     sample_normal,
@@ -109,6 +111,20 @@ def test_turbo_keeps_its_state_in_float64_and_normal_in_float32():
     sample_normal(lambda x, t: seen["normal"].add(x.dtype) or x.float(), x, normal_times(4))
     sample_turbo(lambda x, t: seen["turbo"].add(x.dtype) or x.float(), x, turbo_times(4), noise_stream(0, SHAPE))
     assert seen == {"normal": {torch.float32}, "turbo": {torch.float64}}
+
+
+def test_a_device_without_float64_is_found_by_asking_it(caplog):
+    """The meta device stands for it: what cannot be computed and read back there is an error, as on those devices."""
+    caplog.set_level(logging.INFO)
+    assert has_float64(torch.device("cpu"))
+    assert not caplog.records
+    assert not has_float64(torch.device("meta"))
+    assert "float32" in caplog.text
+    seen = []
+    x = torch.ones(SHAPE, device="meta")
+    noise = (torch.zeros(SHAPE) for _ in count())
+    sample_turbo(lambda x, t: seen.append(x.dtype) or x, x, turbo_times(3), noise)
+    assert seen == [torch.float32] * 3
 
 
 def test_the_last_noise_has_no_weight_and_the_others_have():

@@ -154,8 +154,15 @@ def test_pixels_that_are_refused(model, shape):
 def test_numbers_out_of_range_are_not_taken_for_codes(model):
     pixels = torch.zeros(3, 32, 32)
     pixels[0, 0, 0] = float("inf")
-    with pytest.raises(InputError, match=r"precision: found numbers beyond the range of torch\.float32.*bf16"):
+    with pytest.raises(InputError, match=r"precision: found features beyond the range of torch\.float32"):
         model.encode(pixels)
+
+
+def test_a_weight_that_is_no_number_is_named(component):
+    broken = component.load(torch.float32)
+    broken.visual.blocks[1].mlp.fc1.bias.data[3] = float("nan")
+    with pytest.raises(CheckpointError, match=r"image_tokenizer: visual\.blocks\.1\.mlp\.fc1\.bias: found 1 numbers"):
+        broken.encode(torch.zeros(3, 32, 32))
 
 
 def changed(config: dict, part: str, **fields) -> dict:

@@ -78,7 +78,7 @@ def test_the_decoder_is_trained_as_the_engine_runs_it():
     with torch.no_grad():
         ours, _ = decoder.velocity(model["transformer"], x, t, decoder.features(model["embedder"], codes))
         for i in range(2):
-            condition = model["transformer"].condition(model["embedder"](codes[i]))
+            condition = model["transformer"].condition(model["embedder"](codes[i]), x.shape[-2:])
             engine = model["transformer"].velocity(x[i : i + 1], float(t[i]), condition)
             torch.testing.assert_close(ours[i : i + 1], engine, rtol=1e-4, atol=1e-5)
 

@@ -17,6 +17,7 @@ import host_modules  # noqa: E402
 
 host_modules.enter(COMFYUI, OPTIONS)
 
+import comfy.ldm.modules.attention as attention  # noqa: E402
 import comfy.model_management as management  # noqa: E402
 import torch  # noqa: E402
 from stand_in_card import CARD, OnCard, stand_in_card  # noqa: E402
@@ -28,6 +29,7 @@ if "--cpu" in OPTIONS:
     management.get_torch_device = management.vae_device = lambda *_: CARD
     management.get_free_memory = lambda *_, torch_free_too=False, **__: (ROOM, ROOM) if torch_free_too else ROOM
     management.soft_empty_cache = lambda *_, **__: None
+    attention.optimized_attention = attention.attention_pytorch  # as the host chooses on a card
 
 host_modules.load_pack()
 managers = host_modules.of_pack("nodes.host.component_manager")

@@ -48,7 +48,7 @@ def evaluations(model) -> None:
             features = torch.randn(4 * h * w, ours.config.cap_feat_dim, generator=generator)
             x = torch.randn(1, 16, 1, 4 * h, 4 * w, generator=generator)
             for t in (0.0, 0.3, 0.875):
-                expected = ours.velocity(x, t, ours.condition(features))[:, :, 0]
+                expected = ours.velocity(x, t, ours.condition(features, x.shape[-2:]))[:, :, 0]
                 found = theirs(x[:, :, 0], torch.tensor([1 - t]), features[None], features.shape[0])
                 worst = max(worst, apart(-found, expected))
     report["evaluation"] = worst
