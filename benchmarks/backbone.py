@@ -15,14 +15,14 @@ first to the last, and takes the rest from the line through their times; tokens 
 import argparse
 import itertools
 import time
-from dataclasses import replace
 
 import torch
 
 from llada_core.backbone.config import BackboneConfig
 from llada_core.backbone.model import Backbone
 from llada_core.options import Guidance, Sampling
-from llada_core.sampling.diffusion import Canvas, Filled, Task
+from llada_core.sampling.batch import Sample
+from llada_core.sampling.block_diffusion import GenerationConfig, Output, generate, prepare
 
 from .support import add_json, load_oracle, show
 
@@ -66,21 +66,23 @@ class Clock:
         return self._now() - self.began
 
 
-def recompute(oracle, backbone: Backbone, prompts, task: Task, sample: int) -> tuple[torch.Tensor, list[int] | None]:
+def recompute(
+    oracle, backbone: Backbone, prompts, new: list[int], config: GenerationConfig, sample: int
+) -> tuple[torch.Tensor, list[int] | None]:
     """Times of the recomputing form as `Clock` reads them, and its tokens where every block was run."""
     device = backbone.lm_head.weight.device
     slow = oracle.Oracle(oracle.recomputing(backbone), backbone, MASK, look_ahead=False)
     first = max(map(len, prompts)) // SAMPLING.block_length
-    blocks = -(-(max(map(len, prompts)) + task.count) // SAMPLING.block_length) - first
+    blocks = -(-(max(map(len, prompts)) + len(new)) // SAMPLING.block_length) - first
     if not sample:
         clock = Clock(device)
-        ids = slow.fill(prompts, task, SAMPLING, GUIDANCE).ids
+        ids = slow.generate(prompts, new, config).ids
         return clock.read(), ids
     chosen = sorted({round(i * (blocks - 1) / (sample - 1)) for i in range(sample)})
     seconds = []
     for block in chosen:
         clock = Clock(device)
-        slow.fill(prompts, task, SAMPLING, GUIDANCE, only_blocks=lambda index, block=block: index == block)
+        slow.generate(prompts, new, config, only_blocks=lambda index, block=block: index == block)
         seconds.append(clock.read())
         print(f"  block {block + 1} of {blocks}: {seconds[-1][0]:.1f} s", flush=True)
     pairs = list(zip(chosen, seconds, strict=True))
@@ -102,28 +104,32 @@ def main() -> None:
     oracle = load_oracle()
     backbone = oracle.randomise(Backbone(CONFIG), torch.Generator().manual_seed(0), 0.05).to(arguments.device)
     prompts = [[(7 * i + row) % MASK for i in range(length)] for row, length in enumerate(LENGTHS)]
-    task = Task(arguments.tokens, ROUNDS, CONFIG.image_token_offset, CONFIG.vocab_size)
+    config = GenerationConfig(
+        ROUNDS, CONFIG.image_token_offset, CONFIG.vocab_size, sampling=SAMPLING, guidance=GUIDANCE
+    )
 
-    def cached(count: int) -> tuple[torch.Tensor, Filled]:
-        canvas = Canvas(backbone, prompts, count, MASK, SAMPLING, GUIDANCE, device=arguments.device)
+    def cached(count: int) -> tuple[torch.Tensor, Output]:
+        sample = Sample(prompts, [MASK] * count)
+        prepared = prepare(backbone, [sample], config, MASK, arguments.device)
         clock = Clock(backbone.lm_head.weight.device)
-        filled = canvas.fill(replace(task, count=count))
-        return clock.read(), filled
+        (output,) = generate(*prepared, config)
+        return clock.read(), output
 
-    cached(min(task.count, 64))  # warm-up
-    before, filled = cached(task.count)
-    slow, ids = recompute(oracle, backbone, prompts, task, arguments.sample)
-    after, _ = cached(task.count)  # once more, in case other programs came or went meanwhile
+    count = arguments.tokens
+    cached(min(count, 64))  # warm-up
+    before, output = cached(count)
+    slow, ids = recompute(oracle, backbone, prompts, [MASK] * count, config, arguments.sample)
+    after, _ = cached(count)  # once more, in case other programs came or went meanwhile
     fast = (before + after) / 2
     figures = {
-        "tokens": task.count,
-        "rounds": filled.rounds,
+        "tokens": count,
+        "rounds": output.rounds,
         "recomputing, s": slow[0].item(),
         "recomputing measured on": f"{arguments.sample} blocks" if arguments.sample else "all blocks",
         "with the prefix cache, s": fast[0].item(),
         "times as fast": (slow[0] / fast[0]).item(),
         "times as fast, by processor time": (slow[1] / fast[1]).item(),
-        "equal tokens": "not compared" if ids is None else f"{sum(map(int.__eq__, ids, filled.ids))} of {task.count}",
+        "equal tokens": "not compared" if ids is None else f"{sum(map(int.__eq__, ids, output.ids))} of {count}",
     }
     show(f"Backbone, {arguments.device}, float32", figures, arguments.json)
 

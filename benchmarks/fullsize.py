@@ -24,9 +24,10 @@ from llada_core.backbone.experts import Experts, Router
 from llada_core.backbone.model import Backbone
 from llada_core.decoder.conditioning import SigVQEmbedder
 from llada_core.decoder.decode import AXES_LENS, decode_latents, sample_latents
-from llada_core.options import Decoding, Guidance, Sampling
+from llada_core.options import Decoding, Guidance
 from llada_core.quantization.grouped import can_group
-from llada_core.sampling.diffusion import Canvas, Filled, Task
+from llada_core.sampling.batch import Sample
+from llada_core.sampling.block_diffusion import GenerationConfig, Output, generate, prepare
 
 from .support import add_json, load_oracle, show
 
@@ -130,43 +131,37 @@ def time_backbone(bench: Bench, sizes: Sizes) -> None:
     bench.figures["grouped expert product"] = "yes" if can_group(banks[0].gate_up.weight, sizes.dtype) else "no, a loop"
     mask = config.image_token_offset - 1
 
-    def fill(prompts: list[list[int]], task: Task, graphs: bool) -> Filled:
-        canvas = Canvas(
-            backbone,
-            prompts,
-            task.count,
-            mask,
-            Sampling(threshold=0.95),
-            Guidance(2.0),
-            device=bench.device,
-            dtype=sizes.dtype,
-            graphs=graphs,
-        )
-        return canvas.fill(task)
+    def fill(prompts: list[list[int]], config: GenerationConfig, count: int, graphs: bool) -> Output:
+        sample = Sample(prompts, [mask] * count)
+        runner, batch = prepare(backbone, [sample], config, mask, bench.device, sizes.dtype, graphs=graphs)
+        try:
+            (output,) = generate(runner, batch, config)
+        finally:
+            runner.close()
+        return output
 
-    def both(name: str, prompts: list[list[int]], task: Task, warm_up: Task) -> tuple[float, Filled]:
-        """Seconds with graphs, and what was filled; notes both times and their ratio."""
+    def both(name: str, prompts: list[list[int]], config: GenerationConfig, count: int) -> tuple[float, Output]:
+        """Seconds with graphs, and what was generated; notes both times and their ratio."""
         times = {}
         for graphs, label in ((False, f"{name} without graphs"), (True, name)):
-            work, before = partial(fill, prompts, task, graphs), partial(fill, prompts, warm_up, graphs)
-            times[graphs], filled = bench.time(label, work, before)
-            bench.figures[f"{label}, ms a round"] = 1000 * times[graphs] / filled.rounds
-        bench.figures[f"{name}, rounds"] = filled.rounds
+            work = partial(fill, prompts, config, count, graphs)
+            before = partial(fill, prompts, replace(config, steps=2), min(count, 64), graphs)
+            times[graphs], output = bench.time(label, work, before)
+            bench.figures[f"{label}, ms a round"] = 1000 * times[graphs] / output.rounds
+        bench.figures[f"{name}, rounds"] = output.rounds
         bench.figures[f"{name}, times as fast with graphs"] = times[False] / times[True]
-        return times[True], filled
+        return times[True], output
 
     def text(count: int) -> list[int]:
         return [(7 * i) % mask for i in range(count)]
 
-    draw = Task(sizes.grid**2, 8, config.image_token_offset, config.vocab_size)
-    prompts = [text(100), text(80)]
-    both("drawing tokens", prompts, draw, replace(draw, count=64, steps=2))
+    draw = GenerationConfig(8, config.image_token_offset, config.vocab_size, guidance=Guidance(2.0))
+    both("drawing tokens", [text(100), text(80)], draw, sizes.grid**2)
 
     image = [config.image_token_offset + i % 64 for i in range(sizes.question_image**2)]
-    answer = Task(sizes.answer, 32, 0, config.image_token_offset)
-    question = [text(60) + image + text(40)]
-    seconds, filled = both("answering", question, answer, replace(answer, count=32, steps=1))
-    bench.figures["answering, tokens/s"] = len(filled.ids) / seconds
+    answer = GenerationConfig(32, 0, config.image_token_offset)
+    seconds, output = both("answering", [text(60) + image + text(40)], answer, sizes.answer)
+    bench.figures["answering, tokens/s"] = len(output.ids) / seconds
 
 
 def time_decoders(bench: Bench, sizes: Sizes, normal: bool) -> torch.Tensor:

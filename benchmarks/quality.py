@@ -27,7 +27,7 @@ from llada_core.engine import LLaDAUni
 from llada_core.image_tokens import ImageTokens, join
 from llada_core.options import Decoding, Guidance, Sampling, Sprint
 from llada_core.placement import OneDevice
-from llada_core.sampling.tasks import Usage
+from llada_core.sampling.pipeline import Usage
 
 from .support import add_json, show
 

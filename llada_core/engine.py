@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 
 from . import prompts
+from .backbone import attention_kernels
 from .backbone.attention_kernels import KINDS as ATTENTION_KINDS
 from .backbone.config import BackboneConfig
 from .backbone.experts import ExpertBank
@@ -37,7 +38,7 @@ from .preview_colours import colour_chart, colours, fit_latents
 from .progress import Progress, ProgressCallback, report, shifted
 from .quantization.modules import QuantizedLinear, StoredWeight
 from .sampling.interleaved import Story, generate_interleaved
-from .sampling.tasks import Job, Usage, for_editing
+from .sampling.pipeline import Pipeline, Usage, for_editing
 from .vision.preprocess import Normalisation, PixelBudgets, prepare
 from .vision.siglip_vq import encode_working_bytes, open_siglip_vq
 from .vocabulary import Vocabulary
@@ -102,6 +103,7 @@ class LLaDAUni:
     def __init__(self, folder: Path | str, manager: ComponentManager | None = None, attention: str = "auto"):
         self.layout = Layout.open(Path(folder))
         self.manager = manager or OneDevice()
+        self._attend = attention_kernels.choose(attention)
         self._palette: torch.Tensor | None = None
         self._latent_colours: torch.Tensor | None = None
         self._budgets = PixelBudgets()
@@ -109,9 +111,7 @@ class LLaDAUni:
         self.config = BackboneConfig.from_dict(read_json("backbone", self.layout.root / "config.json"))
         tokenizer = self.layout.root / "tokenizer.json"
         self.vocabulary = Vocabulary.open(tokenizer, self.config.image_token_offset, self.config.vocab_size)
-        self._components: dict[str, Component] = {
-            "backbone": open_backbone(self.layout.backbone_files(), self.config, attention)
-        }
+        self._components: dict[str, Component] = {"backbone": open_backbone(self.layout.backbone_files(), self.config)}
         with without_partial_torchvision():
             self._open_pixel_parts()
         for part, files in self.layout.missing.items():
@@ -242,23 +242,23 @@ class LLaDAUni:
         check_optional("references", references, ImageTokens)
         check_optional("guidance", guidance, Guidance)
         check_flag("thinking", thinking)
-        job = self._job(sampling, sprint, seed, progress)
+        pipeline = self._pipeline(sampling, sprint, seed, progress)
         if references is not None:
             if thinking:
                 remedy = "Turn thinking off, or disconnect the references."
                 raise InputError("thinking", "on, with references", "off when editing", remedy)
             rows = prompts.edit(self.vocabulary, prompt, references)
-            tokens, usage = job.draw(rows, *references.sizes[0], for_editing(guidance))
+            tokens, usage = pipeline.draw(rows, *references.sizes[0], for_editing(guidance))
             return Generation(tokens, "", usage)
         size = check_size(height, width)
         guidance = guidance or Guidance()
         rows = prompts.text_to_image(self.vocabulary, prompt, *size)
         if not thinking:
-            tokens, usage = job.draw(rows, *size, guidance)
+            tokens, usage = pipeline.draw(rows, *size, guidance)
             return Generation(tokens, "", usage)
-        plan, thought = job.think(prompt, *size)
+        plan, thought = pipeline.think(prompt, *size)
         rows, trace = prompts.after_thinking(self.vocabulary, prompt, plan, *size)
-        tokens, usage = job.draw(rows, *size, guidance)
+        tokens, usage = pipeline.draw(rows, *size, guidance)
         return Generation(tokens, trace, thought + usage)
 
     def answer(
@@ -284,7 +284,7 @@ class LLaDAUni:
         check_optional("images", images, ImageTokens)
         check_count("max_new_tokens", max_new_tokens, 1, MAX_NEW_TOKENS, "2048 is the default.")
         rows = prompts.understand(self.vocabulary, question, images)
-        return Answer(*self._job(sampling, sprint, seed, progress).answer(rows, max_new_tokens))
+        return Answer(*self._pipeline(sampling, sprint, seed, progress).answer(rows, max_new_tokens))
 
     def interleave(
         self,
@@ -311,8 +311,8 @@ class LLaDAUni:
         check_optional("references", references, ImageTokens)
         check_optional("guidance", guidance, Guidance)
         check_count("max_images", max_images, 1, MAX_IMAGES, "A story has one image or more.")
-        job = self._job(sampling, None, seed, progress)
-        return generate_interleaved(job, instruction, references, max_images, guidance or Guidance())
+        pipeline = self._pipeline(sampling, None, seed, progress)
+        return generate_interleaved(pipeline, instruction, references, max_images, guidance or Guidance())
 
     def decode(
         self, tokens: ImageTokens, decoding: Decoding | None = None, progress: ProgressCallback | None = None
@@ -374,11 +374,11 @@ class LLaDAUni:
         config = getattr(component.module, "config", None)
         return self.manager.place(part, component, lambda dtype: working_bytes(config, dtype))
 
-    def _job(self, sampling, sprint, seed: int, progress) -> Job:
+    def _pipeline(self, sampling, sprint, seed: int, progress) -> Pipeline:
         check_optional("sampling", sampling, Sampling)
         check_optional("sprint", sprint, Sprint)
         check_seed(seed)
-        return Job(
+        return Pipeline(
             self.vocabulary,
             self.config,
             sampling or Sampling(),
@@ -386,6 +386,7 @@ class LLaDAUni:
             seed,
             lambda working_bytes: self._place("backbone", working_bytes),
             progress,
+            self._attend,
         )
 
     def _check_codebook(self, size: int, part: str) -> None:

@@ -32,6 +32,15 @@ class PrefixCache:
             self.key_norms[:, start:end] = norms if layer == 0 else self.key_norms[:, start:end] + norms
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
+    def keep(self, rows: torch.Tensor) -> None:
+        """Go on with some of the rows, int64 [kept]; layer by layer, so that only one is held twice."""
+        for tensors in (self.keys, self.values):
+            for layer, tensor in enumerate(tensors):
+                tensors[layer] = tensor[rows]
+        if self.key_norms is not None:
+            self.key_norms = self.key_norms[rows]
+        self.rows = len(rows)
+
     def layer_norms(self, k: torch.Tensor) -> torch.Tensor:
         """What keys [rows, kv_heads, n, head_dim] of one layer add to `key_norms`, float32 [rows, n]."""
         return k.float().norm(dim=-1).mean(1) / len(self.keys)

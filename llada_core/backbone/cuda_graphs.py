@@ -8,13 +8,15 @@ written to the cache by index, and a long stretch of the cache attended to with 
 
 import logging
 import traceback
-import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from . import attention_kernels
+from .attention_kernels import Attend
 from .cache import IndexedCache, PrefixCache
 from .experts import Experts, waits_for_gpu
 from .model import Backbone
@@ -36,6 +38,7 @@ class GraphedForward:
         cache: all keys and values.
         n: positions of each row that are run.
         extent: positions of the cache that are attended to, a multiple of attention_kernels.PART.
+        attend: the attention kernel; for sdpa its form in parts is taken.
 
     Attributes:
         hidden: what the last `compute` returned, [rows, n, hidden].
@@ -43,10 +46,17 @@ class GraphedForward:
         graph: `compute`, captured; None before.
     """
 
-    def __init__(self, backbone: Backbone, cache: PrefixCache, n: int, extent: int):
+    def __init__(
+        self,
+        backbone: Backbone,
+        cache: PrefixCache,
+        n: int,
+        extent: int,
+        attend: Attend = attention_kernels.sdpa,
+    ):
         rows, keys = cache.rows, cache.keys[0]
         self.backbone, self.extent = backbone, extent
-        self._attend = attention_kernels.in_parts if backbone.attend is attention_kernels.sdpa else backbone.attend
+        self._attend = attention_kernels.in_parts if attend is attention_kernels.sdpa else attend
         self._ids = torch.zeros(rows, n, dtype=torch.int64, device=keys.device)
         self._positions = torch.zeros_like(self._ids)
         self._mask = torch.zeros(rows, 1, n, extent, dtype=torch.bool, device=keys.device)
@@ -90,16 +100,29 @@ class CUDAGraphRunner:
         backbone: the model.
         cache: all keys and values, its capacity a multiple of attention_kernels.PART.
         sizes: how many positions a round may run.
+        attend: the attention kernel.
         capture: False runs the same computation kernel by kernel, on any device.
+
+    Attributes:
+        sizes: as above; empty as soon as a capture has failed.
     """
 
-    def __init__(self, backbone: Backbone, cache: PrefixCache, sizes: Collection[int], capture: bool = True):
+    def __init__(
+        self,
+        backbone: Backbone,
+        cache: PrefixCache,
+        sizes: Collection[int],
+        attend: Attend = attention_kernels.sdpa,
+        capture: bool = True,
+    ):
         self.backbone, self.cache, self.sizes = backbone, cache, frozenset(sizes)
-        self._capturing = capture
+        self._attend, self._capture_wanted = attend, capture
         self._rounds: dict[int, GraphedForward] = {}
         self._pool = None
 
-    def run(self, ids: torch.Tensor, positions: torch.Tensor, begin: int, mask: torch.Tensor | None) -> torch.Tensor:
+    def run(
+        self, ids: torch.Tensor, positions: torch.Tensor, begin: int, mask: torch.Tensor | None
+    ) -> torch.Tensor | None:
         """Run n positions against the cache; what is in it from `begin` to `begin` + n is written anew.
 
         Args:
@@ -109,15 +132,20 @@ class CUDAGraphRunner:
                 The same object in the next call means the same mask.
 
         Returns:
-            Hidden states [rows, n, hidden] in a buffer that the next call of this size overwrites.
+            Hidden states [rows, n, hidden] in a buffer that the next call of this size overwrites; None where a
+            capture failed. Nothing is run in fixed shapes from then on: their kernels may be what failed.
         """
         n = ids.shape[1]
         fixed = self._fixed(n, begin + n)
         fixed.load(ids, positions, begin, mask)
         if fixed.graph is not None:
             fixed.graph.replay()
-        elif not self._capturing or not self._begin(fixed):
+        elif not self._capture_wanted:
             fixed.compute()
+        elif not self._begin(fixed):
+            self.close()
+            self.sizes = frozenset()
+            return None
         return fixed.hidden
 
     def close(self) -> None:
@@ -133,13 +161,13 @@ class CUDAGraphRunner:
             if fixed is not None:
                 fixed.close()
             extent = min(self.cache.capacity, max(SHORTEST, 1 << (end - 1).bit_length()))
-            self._rounds[n] = fixed = GraphedForward(self.backbone, self.cache, n, extent)
+            self._rounds[n] = fixed = GraphedForward(self.backbone, self.cache, n, extent, self._attend)
         return fixed
 
     def _begin(self, fixed: GraphedForward) -> bool:
         """Compute once on the way to a graph: the warm-up, or the capture and its first replay.
 
-        False where that fails, which is logged; nothing is captured from then on.
+        False where that fails, which is logged.
         """
         try:
             if fixed.warmed_up:
@@ -150,7 +178,7 @@ class CUDAGraphRunner:
             else:
                 self._warm_up(fixed)
         except RuntimeError as error:
-            self._capturing, fixed.graph = False, None
+            fixed.graph = None
             log.warning("rounds go on without CUDA graphs (%s: %s)", type(error).__name__, str(error))
             return False
         return True
@@ -160,7 +188,7 @@ class CUDAGraphRunner:
         stream = _capture_stream(fixed.hidden.device)
         with torch.cuda.device(stream.device):
             stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream), _reading_back_raises():
+            with torch.cuda.stream(stream), ReadingBackRaises():
                 fixed.compute()
             torch.cuda.current_stream().wait_stream(stream)
         fixed.warmed_up = True
@@ -182,9 +210,11 @@ class CUDAGraphRunner:
         fixed.graph = graph
 
 
-def capturable_sizes(backbone: Backbone, device: torch.device, rows: int, sizes: Collection[int]) -> Collection[int]:
+def capturable_sizes(
+    backbone: Backbone, attend: Attend, device: torch.device, rows: int, sizes: Collection[int]
+) -> Collection[int]:
     """Those of the sizes whose rounds can be captured: on a GPU of NVIDIA's, without reading anything back from it."""
-    if device.type != "cuda" or torch.version.hip or backbone.attend is attention_kernels.flash:
+    if device.type != "cuda" or torch.version.hip or attend is attention_kernels.flash:
         return []  # flash-attn's kernel takes no mask, and asking for it is asking for that kernel
     if any(parameter.device != device for parameter in backbone.parameters()):
         return []
@@ -198,8 +228,12 @@ def capturable_sizes(backbone: Backbone, device: torch.device, rows: int, sizes:
 
 
 def _free_bytes(device: torch.device) -> int:
-    """What a new pool of memory can take on the card; what torch keeps for its other pools is not among it."""
-    return torch.cuda.mem_get_info(device)[0]
+    """What a new pool of memory can take on the card. What torch keeps for its other pools is given back for it."""
+    free = torch.cuda.mem_get_info(device)[0]
+    if free < SPARE:
+        torch.cuda.empty_cache()
+        free = torch.cuda.mem_get_info(device)[0]
+    return free
 
 
 def _capture_stream(device: torch.device) -> torch.cuda.Stream:
@@ -222,14 +256,24 @@ def freeing_what_fails() -> Iterator[None]:
         raise
 
 
-@contextmanager
-def _reading_back_raises() -> Iterator[None]:
-    """Waiting for the GPU is an error inside. In a capture it would cost the program torch's random numbers there."""
-    before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the mode is a prototype
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
+class ReadingBackRaises(TorchDispatchMode):
+    """Whatever would wait for the GPU is a RuntimeError inside, in this thread alone.
+
+    In a capture it would be an error too, but one that costs the program torch's random numbers on that device. torch's
+    own way to find it, set_sync_debug_mode, is one switch for all threads of a host.
+    """
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        indexing = name in ("index", "index_put", "index_put_", "_index_put_impl_")
+        if indexing:
+            waits = any(index.dtype in (torch.bool, torch.uint8) for index in tree_leaves(args[1]) if index is not None)
+        else:
+            waits = bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags))
+        out = func(*args, **(kwargs or {}))
+        if name in ("_to_copy", "copy_"):
+            source = args[0] if name == "_to_copy" else args[1]
+            waits = source.device.type != "cpu" and out.device.type == "cpu"
+        if waits:
+            raise RuntimeError(f"{func} reads back from the device")
+        return out

@@ -12,10 +12,10 @@ from .model import Backbone
 _EXPERT = re.compile(r"(?P<mlp>.+\.mlp)\.experts\.(?:(?P<expert>\d{1,6})\.)?(?P<kind>gate|up|down)_proj(?:\.weight)?")
 
 
-def open_backbone(files: TensorFiles, config: BackboneConfig, attention: str = "auto") -> Component:
+def open_backbone(files: TensorFiles, config: BackboneConfig) -> Component:
     """The backbone on the meta device, matched with its files. Raises CheckpointError as `plan` does."""
     with torch.device("meta"):
-        module = Backbone(config, attention)
+        module = Backbone(config)
     return Component(module, files, plan(module, files, lambda key: place(key, config)), keep_float32)
 
 

@@ -122,13 +122,11 @@ class Backbone(nn.Module):
 
     Args:
         config: sizes.
-        attention_kind: "auto", "sdpa", "flash_attention_2" or "eager".
     """
 
-    def __init__(self, config: BackboneConfig, attention_kind: str = "auto"):
+    def __init__(self, config: BackboneConfig):
         super().__init__()
         self.config = config
-        self.attend = attention_kernels.choose(attention_kind)
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -141,7 +139,7 @@ class Backbone(nn.Module):
         context: PrefixCache | IndexedCache | PrunedPrefix,
         start: int,
         mask: torch.Tensor | None,
-        attend: attention_kernels.Attend | None = None,
+        attend: attention_kernels.Attend = attention_kernels.sdpa,
     ) -> torch.Tensor:
         """Run n positions against a context that they are written to.
 
@@ -151,7 +149,7 @@ class Backbone(nn.Module):
             context: keys and values of the positions before `start`.
             start: index in the context of the first of the n positions.
             mask: bool [rows, 1, n or 1, m], True where a query sees one of the m keys; None sees all.
-            attend: another attention kernel than the one of `attention_kind`.
+            attend: the attention kernel.
 
         Returns:
             Hidden states after the final norm [rows, n, hidden].
@@ -162,7 +160,7 @@ class Backbone(nn.Module):
         bias = None if mask is None else attention_kernels.bias(mask, ids.shape[1], group, x.dtype)
         with attention_kernels.without_planning(x.device):
             for index, layer in enumerate(self.layers):
-                x = layer(x, rope, context, index, start, bias, attend or self.attend)
+                x = layer(x, rope, context, index, start, bias, attend)
         return self.norm(x)
 
     def _rope(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, int]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from .. import prompts
 from ..image_tokens import ImageTokens, join
 from ..options import Guidance
-from .tasks import Job, Usage
+from .pipeline import Pipeline, Usage
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Story:
 
 
 def generate_interleaved(
-    job: Job, instruction: str, references: ImageTokens | None, max_images: int, guidance: Guidance
+    pipeline: Pipeline, instruction: str, references: ImageTokens | None, max_images: int, guidance: Guidance
 ) -> Story:
     """Write text until the model announces an image, draw it, and go on.
 
@@ -36,9 +36,9 @@ def generate_interleaved(
     header that announces no image. Image guidance above 0 draws every image but the first as an edit of the one
     before it.
     """
-    vocabulary = job.vocabulary
+    vocabulary = pipeline.vocabulary
     history = prompts.interleaved(vocabulary, instruction, references)
-    job.check_room([history], 1, "a text")
+    pipeline.check_room([history], 1, "a text")
     stops = frozenset((vocabulary.end, vocabulary.boi))
     parts: list[str] = []
     drawn: list[ImageTokens] = []
@@ -49,8 +49,10 @@ def generate_interleaved(
         return Story(join(drawn) if drawn else None, text, ending, complete, usage)
 
     while True:
-        turn = replace(job, seed=job.seed + 2 * len(drawn))
-        ids, used = turn.write(history, job.sampling.thinking_length, job.sampling.thinking_steps, stops, "story")
+        turn = replace(pipeline, seed=pipeline.seed + 2 * len(drawn))
+        ids, used = turn.write(
+            history, pipeline.sampling.thinking_length, pipeline.sampling.thinking_steps, stops, "story"
+        )
         usage += used
         history = history + ids
         size = vocabulary.read_header(history)
@@ -62,15 +64,15 @@ def generate_interleaved(
         if size is None:
             return ended("the model announced an image without a valid size")
         height, width = size
-        if height * width + 1 > job.room(history):
+        if height * width + 1 > pipeline.room(history):
             return ended(f"an image of {height} x {width} tokens does not fit the rest of the context")
-        rows = prompts.interleaved_image(vocabulary, history, edit=bool(drawn) and guidance.image > 0)
-        image, used = replace(job, seed=job.seed + 2 * len(drawn) + 1).draw(rows, height, width, guidance)
+        branches = prompts.interleaved_image(vocabulary, history, edit=bool(drawn) and guidance.image > 0)
+        image, used = replace(pipeline, seed=pipeline.seed + 2 * len(drawn) + 1).draw(branches, height, width, guidance)
         usage += used
         drawn.append(image)
         parts.append(f"[image {len(drawn)}]")
         history = history + (image.grids[0].flatten() + vocabulary.image_offset).tolist() + [vocabulary.image_end]
         if len(drawn) == max_images:
             return ended(f"it has its {max_images} images", complete=True)
-        if job.room(history) < 1:
+        if pipeline.room(history) < 1:
             return ended("the context is full")

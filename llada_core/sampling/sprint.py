@@ -5,8 +5,8 @@ import torch
 from ..options import Sprint
 
 
-def least_accepted(remaining: int, steps_left: int) -> int:
-    """Tokens to accept at least in a round: the rest spread over the rounds left, rounded up."""
+def least_accepted(remaining: torch.Tensor, steps_left: int) -> torch.Tensor:
+    """Tokens to accept at least in a round: the rest, int64 [samples], spread over the rounds left, rounded up."""
     return -(-remaining // steps_left)
 
 

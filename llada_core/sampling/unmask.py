@@ -11,23 +11,23 @@ def quota(step: int, steps: int, block_length: int) -> int:
 
 
 def predict(
-    logits: torch.Tensor, sampling: Sampling, kind: str, generator: torch.Generator | None
+    logits: torch.Tensor, sampling: Sampling, kind: str, uniform: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose a token at every position.
 
     Args:
-        logits: float32 [n, candidates], already guided and restricted.
+        logits: float32 [..., candidates], already guided and restricted.
         sampling: temperature, top_k, top_p.
         kind: "low_confidence" (probability of the chosen token), "top_k_margin" or "neg_entropy".
-        generator: CPU generator of the draws; not used at temperature 0.
+        uniform: float32 [...], a number in 0...1 for the draw at each position; not read at temperature 0.
 
     Returns:
-        Index of the chosen candidate int64 [n] and its confidence float32 [n].
+        Index of the chosen candidate int64 [...] and its confidence float32 [...].
     """
     if sampling.temperature > 0:
         logits = _truncate(logits / sampling.temperature, sampling.top_k, sampling.top_p)
         probabilities = logits.softmax(-1)
-        chosen = _draw(probabilities, generator)
+        chosen = _draw(probabilities, uniform)
     else:
         probabilities = logits.softmax(-1)
         chosen = logits.argmax(-1)
@@ -52,9 +52,7 @@ def _truncate(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
     return logits
 
 
-def _draw(probabilities: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-    # One uniform number a position, drawn on the CPU: a seed means the same draws on every device.
-    uniform = torch.rand(probabilities.shape[:-1], generator=generator).to(probabilities.device)
+def _draw(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     mass = probabilities.cumsum(-1)
     target = uniform[..., None] * mass[..., -1:]
     chosen = torch.searchsorted(mass, target, right=True)[..., 0]
@@ -62,18 +60,19 @@ def _draw(probabilities: torch.Tensor, generator: torch.Generator | None) -> tor
     return torch.minimum(chosen, last)
 
 
-def accept(confidence: torch.Tensor, masked: torch.Tensor, threshold: float, least: int) -> torch.Tensor:
+def accept(confidence: torch.Tensor, masked: torch.Tensor, threshold: float, least: torch.Tensor) -> torch.Tensor:
     """Which masked positions to fix: all above threshold, or the `least` most confident where those are more.
 
     Args:
-        confidence: float32 [n].
-        masked: bool [n], positions still open.
+        confidence: float32 [samples, n].
+        masked: bool [samples, n], positions still open.
         threshold: 0...1.
-        least: at least so many, as far as there are masked ones.
+        least: int64 [samples], at least so many, as far as there are masked ones.
 
     Returns:
-        bool [n].
+        bool [samples, n].
     """
-    ranked = confidence.masked_fill(~masked, float("-inf")).argsort(descending=True, stable=True)
-    best = torch.zeros_like(masked).scatter_(0, ranked[:least], True)
+    ranked = confidence.masked_fill(~masked, float("-inf")).argsort(dim=-1, descending=True, stable=True)
+    first = torch.arange(masked.shape[-1], device=masked.device) < least[:, None]
+    best = torch.zeros_like(masked).scatter_(-1, ranked, first)
     return masked & (best | (confidence > threshold))

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from llada_core.backbone import runner
 from llada_core.backbone.cuda_graphs import CUDAGraphRunner
 from llada_core.engine import LLaDAUni
-from llada_core.sampling import diffusion
+from llada_core.sampling import block_diffusion
+from llada_core.sampling.batch import Batch, Sample
 from llada_core.vocabulary import Vocabulary
 
 
@@ -49,11 +52,42 @@ def vocabulary(model) -> Vocabulary:
     return model.vocabulary
 
 
+@dataclass
+class Generated:
+    """What one sample gave, and what it was computed with."""
+
+    runner: runner.CachedRunner
+    batch: Batch
+    output: block_diffusion.Output | None
+
+
+@pytest.fixture(scope="session")
+def generate_one() -> Callable[..., Generated]:
+    """generate_one(backbone, branches, count, config): one sample of the tiny backbone; 95 is its mask.
+
+    on_round: called with what is generated so far, the index of the block and the rounds done in it.
+    """
+
+    def generate_one(backbone, branches, count, config, *, seed=0, mask=95, on_round=None, **options) -> Generated:
+        sample = Sample(branches, [mask] * count, torch.Generator().manual_seed(seed))
+        running, batch = block_diffusion.prepare(backbone, [sample], config, mask, **options)
+        generated = Generated(running, batch, None)
+        try:
+            (generated.output,) = block_diffusion.generate(
+                running, batch, config, on_round and partial(on_round, generated)
+            )
+        finally:
+            running.close()
+        return generated
+
+    return generate_one
+
+
 @pytest.fixture
 def fixed_shapes(monkeypatch) -> None:
-    """Canvases that may use graphs run their rounds in the fixed shapes of graphs, kernel by kernel, on any device."""
-    monkeypatch.setattr(diffusion, "capturable_sizes", lambda backbone, device, rows, sizes: sizes)
-    monkeypatch.setattr(diffusion, "CUDAGraphRunner", partial(CUDAGraphRunner, capture=False))
+    """Generations that may use graphs run rounds in the fixed shapes of graphs, kernel by kernel, on any device."""
+    monkeypatch.setattr(runner, "capturable_sizes", lambda backbone, attend, device, rows, sizes: sizes)
+    monkeypatch.setattr(runner, "CUDAGraphRunner", partial(CUDAGraphRunner, capture=False))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from llada_core.backbone.cache import PrefixCache
 from llada_core.backbone.config import BackboneConfig
 from llada_core.backbone.model import Backbone
 from llada_core.options import Guidance, Sampling, Sprint
-from llada_core.sampling.diffusion import Task
+from llada_core.sampling.block_diffusion import GenerationConfig
 
 # (ids [rows, n], positions [rows, n], visible bool [rows, n, n]) -> hidden [rows, n, hidden], key norms [rows, n].
 Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -155,7 +155,7 @@ class Outcome:
 
 
 class Oracle:
-    """Runs `Task`s on prompts from scratch.
+    """Generates from prompts, from scratch.
 
     Args:
         forward: how the network is computed.
@@ -168,28 +168,27 @@ class Oracle:
         self.forward, self.backbone, self.mask_id, self.look_ahead = forward, backbone, mask_id, look_ahead
 
     @torch.no_grad()
-    def fill(
+    def generate(
         self,
         prompts: list[list[int]],
-        task: Task,
-        sampling: Sampling,
-        guidance: Guidance | None = None,
-        sprint: Sprint | None = None,
+        new: list[int],
+        config: GenerationConfig,
         seed: int = 0,
         only_blocks: Callable[[int], bool] = lambda index: True,
         prune: bool = True,
     ) -> Outcome:
-        """What `Canvas(prompts).fill(task)` must return.
+        """What `generate` must return for a sample of these branches and new ids.
 
         Blocks that `only_blocks` leaves out keep their masks. `prune` False runs SPRINT's schedule on a full prefix.
         """
+        sampling, guidance, sprint = config.sampling, config.guidance, config.sprint
         block, length = sampling.block_length, max(map(len, prompts))
-        end = length + task.count
+        end = length + len(new)
         width = end + -end % block
         device = self.backbone.lm_head.weight.device
         ids = torch.full((len(prompts), width), self.mask_id)
         for row, prompt in zip(ids, prompts, strict=True):
-            row[length - len(prompt) : length] = torch.tensor(prompt)
+            row[length - len(prompt) : end] = torch.tensor([*prompt, *new])
         ids = ids.to(device)
         pads = torch.tensor([length - len(prompt) for prompt in prompts], device=device)
         at = torch.arange(width, device=device)
@@ -204,7 +203,7 @@ class Oracle:
             rounds = needed = 0
             if sprint and prune and start:
                 outcome.kept = self._kept(ids[:, :n], positions[:, :n], visible[:, :n, :n], real, start, sprint)
-            while only_blocks(index) and rounds < task.steps:
+            while only_blocks(index) and rounds < config.steps:
                 masked = [p for p in range(block) if start + p >= length and ids[0, start + p] == self.mask_id]
                 if not masked:
                     break
@@ -213,21 +212,21 @@ class Oracle:
                     seen[:, start:stop, :start] &= outcome.kept[:, None]
                 hidden, _ = self.forward(ids[:, :n], positions[:, :n], seen)
                 logits = guide(self.backbone.lm_head(hidden[:, start:stop]).float(), guidance)
-                probabilities = spread(logits[:, task.low : task.high], sampling)
+                probabilities = spread(logits[:, config.low : config.high], sampling)
                 tokens = choose(probabilities, sampling, draws)
                 confidence = confidences(probabilities, tokens, sprint.confidence if sprint else "low_confidence")
                 if sprint:
-                    threshold, least = sprint.threshold, -(-len(masked) // (task.steps - rounds))
+                    threshold, least = sprint.threshold, -(-len(masked) // (config.steps - rounds))
                 else:
                     threshold = sampling.threshold
-                    least = block // task.steps + (rounds < block % task.steps)
+                    least = block // config.steps + (rounds < block % config.steps)
                 for p in accepted(confidence, masked, threshold, least):
-                    ids[:, start + p] = tokens[p] + task.low
+                    ids[:, start + p] = tokens[p] + config.low
                 rounds += 1
                 # Masks behind the end are filled too, as by the reference; the engine need not go on for them.
                 needed = rounds if any(start + p < end for p in masked) else needed
             outcome.rounds.append(needed)
-        outcome.ids = answer(ids[0, length:end].tolist(), task.stops, self.mask_id)
+        outcome.ids = answer(ids[0, length:end].tolist(), config.stops, self.mask_id)
         return outcome
 
     def _kept(self, ids, positions, visible, real, start: int, sprint: Sprint) -> torch.Tensor:

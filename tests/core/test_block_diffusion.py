@@ -1,14 +1,16 @@
 """The block loop with its prefix cache against the oracle, which recomputes everything every round: equal to the id."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llada_core.errors import InputError
+from llada_core.backbone import runner
+from llada_core.errors import CheckpointError, InputError
 from llada_core.options import Guidance, Sampling
-from llada_core.sampling import diffusion
-from llada_core.sampling.diffusion import Canvas, Task
+from llada_core.sampling.block_diffusion import GenerationConfig
 
 MASK, IMAGES, VOCABULARY = 95, 96, 160
 
@@ -22,20 +24,22 @@ def prompts_of(lengths: list[int], seed: int = 0) -> list[list[int]]:
     return [random_ids(seed + row, length) for row, length in enumerate(lengths)]
 
 
+def image(steps: int, sampling: Sampling | None = None, guidance: Guidance | None = None) -> GenerationConfig:
+    return GenerationConfig(steps, IMAGES, VOCABULARY, sampling=sampling or Sampling(), guidance=guidance)
+
+
 @pytest.fixture(scope="module")
-def compare(oracle, tiny):
-    """compare(prompts, task, ...): run engine and oracle, assert that they agree, return what the engine filled."""
+def compare(oracle, tiny, generate_one):
+    """compare(prompts, count, config): run engine and oracle, assert that they agree, return what the engine gave."""
     slow = oracle.Oracle(oracle.written_out(tiny), tiny, MASK)
 
-    def compare(prompts, task, sampling, guidance=None, seed=0):
-        generator = torch.Generator().manual_seed(seed)
-        canvas = Canvas(tiny, prompts, task.count, MASK, sampling, guidance, generator=generator)
-        filled = canvas.fill(task)
-        expected = slow.fill(prompts, task, sampling, guidance, seed=seed)
-        assert filled.ids == expected.ids
-        if not task.stops:
-            assert filled.rounds == sum(expected.rounds)
-        return filled
+    def compare(prompts, count, config, seed=0):
+        output = generate_one(tiny, prompts, count, config, seed=seed).output
+        expected = slow.generate(prompts, [MASK] * count, config, seed=seed)
+        assert output.ids == expected.ids
+        if not config.stops:
+            assert output.rounds == sum(expected.rounds)
+        return output
 
     return compare
 
@@ -51,17 +55,17 @@ def generations(draw):
         draw(st.sampled_from([0.5, 1.5])),
         draw(st.sampled_from([0.0, 0.7, 1.0])),
     )
-    task = Task(draw(st.integers(1, 2 * block + 5)), draw(st.integers(1, 10)), IMAGES, VOCABULARY)
-    return prompts_of(lengths, draw(st.integers(0, 10**6))), task, sampling, guidance
+    count, config = draw(st.integers(1, 2 * block + 5)), image(draw(st.integers(1, 10)), sampling, guidance)
+    return prompts_of(lengths, draw(st.integers(0, 10**6))), count, config
 
 
 @settings(max_examples=60)
 @given(case=generations())
 def test_images_equal_the_oracle(case, compare):
-    prompts, task, sampling, guidance = case
-    filled = compare(prompts, task, sampling, guidance)
-    assert len(filled.ids) == task.count
-    assert all(IMAGES <= token < VOCABULARY for token in filled.ids)
+    prompts, count, config = case
+    output = compare(prompts, count, config)
+    assert len(output.ids) == count
+    assert all(IMAGES <= token < VOCABULARY for token in output.ids)
 
 
 @settings(max_examples=40)
@@ -74,25 +78,24 @@ def test_images_equal_the_oracle(case, compare):
     seed=st.integers(0, 10**6),
 )
 def test_text_with_early_stop_equals_the_oracle_without(length, block, count, steps, stops, seed, compare):
-    task = Task(count, steps, 0, IMAGES, stops)
-    filled = compare([random_ids(seed, length)], task, Sampling(block_length=block, threshold=0.5))
-    assert filled.stopped == (filled.ids[-1] in stops and MASK not in filled.ids)
-    assert not stops & set(filled.ids[: filled.ids.index(MASK) if MASK in filled.ids else -1])
+    config = GenerationConfig(steps, 0, IMAGES, stops, Sampling(block_length=block, threshold=0.5))
+    output = compare([random_ids(seed, length)], count, config)
+    assert output.stopped == (output.ids[-1] in stops and MASK not in output.ids)
+    assert not stops & set(output.ids[: output.ids.index(MASK) if MASK in output.ids else -1])
 
 
 def test_mask_tokens_of_a_prompt_are_not_filled(compare):
     # A plan that ran out of rounds leaves masks behind, and becomes part of the next prompt.
     prompt = [*random_ids(1, 40), MASK, 7, MASK]
-    compare([prompt, random_ids(2, 43)], Task(30, 4, IMAGES, VOCABULARY), Sampling(), Guidance(2.0))
+    compare([prompt, random_ids(2, 43)], 30, image(4, guidance=Guidance(2.0)))
 
 
-def test_early_stop_saves_rounds(tiny):
+def test_early_stop_saves_rounds(tiny, generate_one):
     # Steps of one token each, and any id of the lower half ends the text: the first block cannot need all its rounds.
-    task = Task(64, 32, 0, IMAGES, frozenset(range(48)))
-    prompt = [random_ids(3, 32)]
-    filled = Canvas(tiny, prompt, 64, MASK, Sampling(threshold=1.0)).fill(task)
-    assert filled.stopped
-    assert filled.rounds < 32
+    config = GenerationConfig(32, 0, IMAGES, frozenset(range(48)), Sampling(threshold=1.0))
+    output = generate_one(tiny, [random_ids(3, 32)], 64, config).output
+    assert output.stopped
+    assert output.rounds < 32
 
 
 @pytest.mark.parametrize(
@@ -109,16 +112,14 @@ def test_early_stop_saves_rounds(tiny):
 )
 @pytest.mark.parametrize("prefill", [32, 1024])
 def test_rows_and_prefill(lengths, count, prefill, compare, monkeypatch):
-    monkeypatch.setattr(diffusion, "PREFILL", prefill)
-    task = Task(count, 5, IMAGES, VOCABULARY)
-    compare(prompts_of(lengths), task, Sampling(threshold=0.4), Guidance(2.0, 0.5, 0.7))
+    monkeypatch.setattr(runner, "PREFILL", prefill)
+    compare(prompts_of(lengths), count, image(5, Sampling(threshold=0.4), Guidance(2.0, 0.5, 0.7)))
 
 
 @pytest.mark.parametrize("prefill", [1, 48, 100])
 def test_long_prompts_go_in_parts_that_are_no_multiple_of_the_block(prefill, compare, monkeypatch):
-    monkeypatch.setattr(diffusion, "PREFILL", prefill)
-    task = Task(70, 4, IMAGES, VOCABULARY)
-    compare(prompts_of([333, 250]), task, Sampling(block_length=24, threshold=0.4), Guidance(2.0))
+    monkeypatch.setattr(runner, "PREFILL", prefill)
+    compare(prompts_of([333, 250]), 70, image(4, Sampling(block_length=24, threshold=0.4), Guidance(2.0)))
 
 
 @settings(max_examples=20)
@@ -130,41 +131,65 @@ def test_long_prompts_go_in_parts_that_are_no_multiple_of_the_block(prefill, com
 )
 def test_draws_equal_the_oracle(temperature, top_k, top_p, seed, compare):
     sampling = Sampling(threshold=0.5, temperature=temperature, top_k=top_k, top_p=top_p)
-    compare(prompts_of([40, 20]), Task(40, 4, IMAGES, VOCABULARY), sampling, Guidance(1.5), seed)
+    compare(prompts_of([40, 20]), 40, image(4, sampling, Guidance(1.5)), seed)
 
 
-def test_finished_blocks_are_never_run_again(tiny, monkeypatch):
+def test_finished_blocks_are_never_run_again(tiny, generate_one, monkeypatch):
     """The point of the cache: after its prompt, a block of b positions costs b positions a round, plus b once."""
     sizes = []
     forward = type(tiny).forward
     monkeypatch.setattr(
         type(tiny), "forward", lambda self, ids, *rest: sizes.append(ids.shape[1]) or forward(self, ids, *rest)
     )
-    task = Task(96, 4, IMAGES, VOCABULARY)
-    Canvas(tiny, [random_ids(1, 64)], 96, MASK, Sampling(threshold=1.0)).fill(task)
+    generate_one(tiny, [random_ids(1, 64)], 96, image(4, Sampling(threshold=1.0)))
     assert sizes == [96, 32, 32, 32, 64, 32, 32, 32, 64, 32, 32, 32]
 
 
-def test_rounds_are_reported_with_their_block(tiny):
+def test_rounds_are_reported_with_their_block(tiny, generate_one):
     seen = []
-    task = Task(40, 2, IMAGES, VOCABULARY)
-    canvas = Canvas(tiny, [random_ids(1, 30)], 40, MASK, Sampling(threshold=1.0))
-    canvas.fill(task, lambda canvas, block, done: seen.append((block, done)))
+    config = image(2, Sampling(threshold=1.0))
+    generate_one(tiny, [random_ids(1, 30)], 40, config, on_round=lambda _, block, done: seen.append((block, done)))
     assert seen == [(0, 1), (1, 1), (1, 2), (2, 1), (2, 2)]  # 2 masks in the first block: one round's quota of 16
 
 
-def test_a_canvas_leaves_the_global_generator_alone(tiny):
+def test_the_global_generator_is_left_alone(tiny, generate_one):
     before = torch.get_rng_state()
-    task = Task(40, 4, IMAGES, VOCABULARY)
-    draws = torch.Generator().manual_seed(5)
-    Canvas(tiny, [random_ids(1, 30)], 40, MASK, Sampling(temperature=1.0), generator=draws).fill(task)
+    generate_one(tiny, [random_ids(1, 30)], 40, image(4, Sampling(temperature=1.0)), seed=5)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_predictions_out_of_range_are_an_error_before_anything_is_kept(tiny, monkeypatch):
-    """As float16 leaves them where it overflows: better no picture than one of noise."""
+# Predictions that are not finite
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 6])
+def test_overflow_is_an_error_in_the_round_in_which_it_comes(after, tiny, generate_one, monkeypatch):
+    """Better no picture than one of noise: in the first round of a block, in later ones, and in later blocks."""
+    rounds, head = [], tiny.lm_head.forward
+
+    def overflow(x):
+        rounds.append(x)
+        return head(x) * (float("inf") if len(rounds) == after else 1)
+
+    monkeypatch.setattr(tiny.lm_head, "forward", overflow)
+    with pytest.raises(InputError, match=r"precision: found .* range of torch\.float32, from finite .* overflowed"):
+        generate_one(tiny, [random_ids(1, 32)], 64, image(4, Sampling(threshold=1.0)))
+    assert len(rounds) == after
+
+
+def test_overflow_in_float16_says_what_to_choose(tiny, generate_one, monkeypatch):
     monkeypatch.setattr(tiny.lm_head, "forward", lambda x: torch.full((*x.shape[:-1], VOCABULARY), float("nan")))
-    canvas = Canvas(tiny, [random_ids(1, 30)], 40, MASK, Sampling())
-    with pytest.raises(InputError, match=r"precision: found numbers beyond the range of torch\.float32"):
-        canvas.fill(Task(40, 4, IMAGES, VOCABULARY))
-    assert (canvas.ids[0, 30:] == MASK).all()
+    half = copy.deepcopy(tiny).half()
+    with pytest.raises(InputError, match=r"range of torch\.float16.*choose bf16, or fp32"):
+        generate_one(half, [random_ids(1, 32)], 64, image(4), dtype=torch.float16)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_weight_that_is_not_finite_is_named(value, dtype, tiny, generate_one):
+    damaged = copy.deepcopy(tiny).to(dtype)
+    damaged.layers[1].mlp.experts.down.weight[:, 7, 3] = value
+    with pytest.raises(
+        CheckpointError, match=r"backbone: layers\.1\.mlp\.experts\.down\.weight.*download the ch"
+    ) as error:
+        generate_one(damaged, [random_ids(1, 32)], 64, image(4), dtype=dtype)
+    assert "bf16" not in str(error.value)

@@ -1,5 +1,8 @@
 """CUDA graphs where there is CUDA: the same tokens as kernel by kernel, memory given back, failures survived."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -9,12 +12,13 @@ from llada_core.backbone.experts import Experts, Router
 from llada_core.options import Guidance, Sampling, Sprint
 from llada_core.quantization import grouped
 from llada_core.quantization.grouped import can_group
-from llada_core.sampling.diffusion import Canvas, Filled, Task
+from llada_core.sampling.batch import Sample
+from llada_core.sampling.block_diffusion import GenerationConfig, Output, generate, prepare
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 MASK, IMAGES, VOCABULARY = 95, 96, 160
-DRAW = Task(150, 6, IMAGES, VOCABULARY)
+COUNT = 150
 SPRINT = Sprint(text_keep_ratio=0.4, image_keep_ratio=0.6, threshold=0.9)
 BOTH = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 
@@ -33,23 +37,27 @@ def backbone(oracle):
     return build
 
 
-def canvas_of(backbone, lengths: list[int], sprint: Sprint | None = None, graphs: bool = True) -> Canvas:
-    prompts = [[(7 * i + row) % MASK for i in range(length)] for row, length in enumerate(lengths)]
-    guidance, dtype = Guidance(2.0, 0.5), backbone.lm_head.weight.dtype
-    return Canvas(
-        backbone, prompts, DRAW.count, MASK, Sampling(), guidance, sprint, device="cuda", dtype=dtype, graphs=graphs
-    )
-
-
-def captured(canvas: Canvas) -> tuple[Filled, int]:
-    """What the canvas fills, and the most graphs it had."""
+def run(
+    backbone, lengths: list[int], sprint: Sprint | None = None, attend=attention_kernels.sdpa, graphs=True, capture=True
+) -> tuple[Output, int]:
+    """What a sample with branches of these lengths gives, and the most graphs there were."""
+    branches = [[(7 * i + row) % MASK for i in range(length)] for row, length in enumerate(lengths)]
+    config = GenerationConfig(6, IMAGES, VOCABULARY, frozenset(), Sampling(), Guidance(2.0, 0.5), sprint)
+    dtype = backbone.lm_head.weight.dtype
+    runner, batch = prepare(backbone, [Sample(branches, [MASK] * COUNT)], config, MASK, "cuda", dtype, attend, graphs)
+    if not capture:
+        runner.graphs = CUDAGraphRunner(backbone, runner.cache, runner.graphs.sizes, attend, capture=False)
     most = 0
 
-    def count(canvas, block, done):
+    def count(block, done):
         nonlocal most
-        most = max(most, sum(fixed.graph is not None for fixed in canvas.fixed._rounds.values()))
+        most = max(most, sum(fixed.graph is not None for fixed in runner.graphs._rounds.values()))
 
-    return canvas.fill(DRAW, count), most
+    try:
+        (output,) = generate(runner, batch, config, count)
+    finally:
+        runner.close()
+    return output, most
 
 
 @BOTH
@@ -57,14 +65,11 @@ def captured(canvas: Canvas) -> tuple[Filled, int]:
 @pytest.mark.parametrize("sprint", [None, SPRINT], ids=["plain", "SPRINT"])
 def test_graphs_fill_what_the_same_kernels_fill_one_by_one(dtype, lengths, sprint, backbone):
     built = backbone(dtype)
-    found, count = captured(canvas_of(built, lengths, sprint))
+    found, count = run(built, lengths, sprint)
     assert count == 2
-    plain = canvas_of(built, lengths, sprint)
-    plain.fixed = CUDAGraphRunner(built, plain.cache, plain.fixed.sizes, capture=False)
-    assert captured(plain) == (found, 0)
+    assert run(built, lengths, sprint, capture=False) == (found, 0)
     if dtype == torch.float32:
-        exact = canvas_of(built, lengths, sprint, graphs=False)
-        assert captured(exact) == (found, 0)
+        assert run(built, lengths, sprint, graphs=False) == (found, 0)
 
 
 @BOTH
@@ -91,38 +96,58 @@ def test_each_type_takes_its_product(backbone):
 
 def test_sizes_that_would_be_read_back_are_not_captured(backbone, monkeypatch):
     monkeypatch.setattr(grouped, "FEW_TOKENS", 64)
-    found, count = captured(canvas_of(backbone(torch.float32), [50, 90]))
+    found, count = run(backbone(torch.float32), [50, 90])
     assert count == 1  # two rows of one block, not of two
-    assert found == captured(canvas_of(backbone(torch.float32), [50, 90], graphs=False))[0]
+    assert found == run(backbone(torch.float32), [50, 90], graphs=False)[0]
 
 
 def test_memory_is_given_back(backbone):
     built = backbone(torch.bfloat16)
-    captured(canvas_of(built, [50, 90]))  # libraries set themselves up
+    run(built, [50, 90])  # libraries set themselves up
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
     for _ in range(3):
-        captured(canvas_of(built, [50, 90]))
+        run(built, [50, 90])
     torch.cuda.empty_cache()
     assert (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) == before
 
 
-def test_what_waits_for_the_gpu_is_found_before_it_is_captured(backbone, monkeypatch, caplog):
+def test_what_waits_for_the_gpu_is_found_before_it_is_captured(backbone, caplog):
     built = backbone(torch.float32)
 
     def waiting(q, k, v, bias):
         float(q.flatten()[0])
         return attention_kernels.sdpa(q, k, v, bias)
 
-    expected, _ = captured(canvas_of(built, [50, 90]))
-    monkeypatch.setattr(built, "attend", waiting)
-    found, count = captured(canvas_of(built, [50, 90]))
-    assert (found, count) == (expected, 0)
+    expected, _ = run(built, [50, 90])
+    assert run(built, [50, 90], attend=waiting) == (expected, 0)
     assert len([record for record in caplog.records if "without CUDA graphs" in record.getMessage()]) == 1
     unharmed()
 
 
-def test_running_out_of_memory_in_a_capture_does_no_harm(backbone, monkeypatch, caplog):
+def test_other_threads_may_wait_for_the_gpu_meanwhile(backbone):
+    """A host has threads of its own; a warm-up and a capture must not make one of them fail."""
+    built, going = backbone(torch.float32), threading.Event()
+    stream = torch.cuda.Stream()
+
+    def wait_again_and_again() -> int:
+        count = 0
+        with torch.cuda.stream(stream):
+            while not going.is_set():
+                count += int(torch.ones(8, device="cuda").sum())
+        return count
+
+    with ThreadPoolExecutor(1) as other:
+        counted = other.submit(wait_again_and_again)
+        try:
+            for _ in range(3):
+                assert run(built, [50, 90])[1] == 2
+        finally:
+            going.set()
+        assert counted.result() > 0
+
+
+def test_running_out_of_memory_in_a_capture_does_no_harm(backbone, caplog):
     built = backbone(torch.float32)
 
     def greedy(q, k, v, bias):
@@ -130,9 +155,8 @@ def test_running_out_of_memory_in_a_capture_does_no_harm(backbone, monkeypatch, 
             q.new_empty(2**50)
         return attention_kernels.sdpa(q, k, v, bias)
 
-    expected, _ = captured(canvas_of(built, [50, 90]))
-    monkeypatch.setattr(built, "attend", greedy)
-    assert captured(canvas_of(built, [50, 90])) == (expected, 0)
+    expected, _ = run(built, [50, 90])
+    assert run(built, [50, 90], attend=greedy) == (expected, 0)
     assert len([record for record in caplog.records if "OutOfMemoryError" in record.getMessage()]) == 1
     unharmed()
 

@@ -100,10 +100,10 @@ def test_default_steps_of_each_task(model):
 
 def test_thinking_draws_after_its_plan(model):
     drawn = model.generate("a red fox", 64, 96, thinking=True, sampling=FEW)
-    job = model._job(FEW, None, 0, None)
-    plan, thought = job.think("a red fox", 2, 3)
+    pipeline = model._pipeline(FEW, None, 0, None)
+    plan, thought = pipeline.think("a red fox", 2, 3)
     rows, trace = prompts.after_thinking(model.vocabulary, "a red fox", plan, 2, 3)
-    expected, usage = job.draw(rows, 2, 3, Guidance())
+    expected, usage = pipeline.draw(rows, 2, 3, Guidance())
     assert result_of(drawn) == [expected.grids[0].tolist()]
     assert drawn.thinking == trace
     assert (drawn.usage.tokens, drawn.usage.rounds) == (len(plan) + 6, thought.rounds + usage.rounds)

@@ -10,7 +10,7 @@ from llada_core.backbone.config import BackboneConfig
 from llada_core.backbone.keys import open_backbone
 from llada_core.checkpoint.weights import Entry
 from llada_core.errors import CheckpointError
-from llada_core.sampling.tasks import working_bytes
+from llada_core.sampling.pipeline import working_bytes
 
 RELEASED = {
     "vocab_size": 173_568,

@@ -11,7 +11,7 @@ from llada_core.backbone.cache import PrefixCache
 from llada_core.backbone.model import block_causal_mask
 from llada_core.image_tokens import ImageTokens
 from llada_core.options import Decoding, Guidance, Sampling
-from llada_core.sampling.diffusion import Canvas, Task
+from llada_core.sampling.block_diffusion import GenerationConfig
 
 GENERATED = [
     "text_steps32",
@@ -34,35 +34,34 @@ def test_every_generation_of_the_goldens_is_tested(golden):
 
 
 @pytest.mark.parametrize("kind", ["sdpa", "eager"])
-def test_backbone_logits(kind, golden_backbone, golden_tensors, monkeypatch):
-
-    monkeypatch.setattr(golden_backbone, "attend", attention_kernels.choose(kind))
+def test_backbone_logits(kind, golden_backbone, golden_tensors):
     ids = golden_tensors["backbone.input_ids"]
     n = ids.shape[1]
     cache = PrefixCache(golden_backbone.config, 1, n, "cpu", torch.float32)
     mask = block_causal_mask(0, n, 32, torch.tensor([0]))
-    hidden = golden_backbone(ids, torch.arange(n)[None], cache, 0, mask)
+    hidden = golden_backbone(ids, torch.arange(n)[None], cache, 0, mask, attention_kernels.choose(kind))
     assert relative_error(golden_backbone.lm_head(hidden), golden_tensors["backbone.logits"]) < 1e-3
 
 
 @pytest.mark.parametrize("name", GENERATED)
 @pytest.mark.parametrize("graphs", [False, True], ids=["plain", "fixed shapes"])
 @pytest.mark.usefixtures("fixed_shapes")
-def test_block_diffusion_ids_and_rounds(name, graphs, golden, golden_backbone, vocabulary):
+def test_block_diffusion_ids_and_rounds(name, graphs, golden, golden_backbone, vocabulary, generate_one):
     case = next(case for case in golden["generate"] if case["name"] == name)
     text_scale, image_scale = [*case.get("scales", [1.0]), 0.0][:2]
     guidance = Guidance(text_scale, image_scale, case.get("rescale", 0.0))
     sampling = Sampling(block_length=case.get("B", 32), threshold=case.get("thr", 0.95))
     stops = frozenset([case["stop"]] if "stop" in case else [])
-    task = Task(case["gen_len"], case["steps"], case.get("lo", 0), case.get("hi", vocabulary.vocab_size), stops)
+    low, high = case.get("lo", 0), case.get("hi", vocabulary.vocab_size)
+    config = GenerationConfig(case["steps"], low, high, stops, sampling, guidance)
     prompts = [case["cond"], *case.get("branches", [])]
-    canvas = Canvas(golden_backbone, prompts, case["gen_len"], vocabulary.mask, sampling, guidance, graphs=graphs)
-    filled = canvas.fill(task)
-    ids = filled.ids[:-1] if filled.stopped else filled.ids  # the reference leaves the stop out
+    mask = vocabulary.mask
+    output = generate_one(golden_backbone, prompts, case["gen_len"], config, mask=mask, graphs=graphs).output
+    ids = output.ids[:-1] if output.stopped else output.ids  # the reference leaves the stop out
     assert ids == case["output"]
     # Where the last block is longer than what was asked for, the reference goes on until all of it is filled.
     whole = (max(map(len, prompts)) + case["gen_len"]) % sampling.block_length == 0
-    assert filled.rounds == case["forwards"] if whole else filled.rounds <= case["forwards"]
+    assert output.rounds == case["forwards"] if whole else output.rounds <= case["forwards"]
 
 
 # Prompts

@@ -5,8 +5,8 @@ import torch
 
 from llada_core.options import Guidance
 from llada_core.prompts import Prompts
-from llada_core.sampling.guidance import guided_rows, merge
-from llada_core.sampling.tasks import for_editing
+from llada_core.sampling.guidance import guided_branches, merge
+from llada_core.sampling.pipeline import for_editing
 
 C, U, N = [1], [2], [3]
 DRAW, EDIT, TEXT = Prompts(C, U), Prompts(C, U, N), Prompts(C)
@@ -29,12 +29,12 @@ DRAW, EDIT, TEXT = Prompts(C, U), Prompts(C, U, N), Prompts(C)
     ],
 )
 def test_rows_for_scales(rows, text, image, expected):
-    assert guided_rows(rows, Guidance(text, image)) == expected
+    assert guided_branches(rows, Guidance(text, image)) == expected
 
 
 def test_text_scale_one_draws_one_row_even_with_an_image_scale():
     """Without references an image scale has nothing to act on, so scale 1 still means one row."""
-    assert guided_rows(DRAW, Guidance(1.0, 0.5)) == [C]
+    assert guided_branches(DRAW, Guidance(1.0, 0.5)) == [C]
 
 
 def random_logits(rows: int) -> torch.Tensor:

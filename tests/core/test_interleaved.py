@@ -9,7 +9,7 @@ from llada_core.image_tokens import ImageTokens
 from llada_core.options import Guidance, Sampling
 from llada_core.placement import Placement
 from llada_core.sampling.interleaved import generate_interleaved
-from llada_core.sampling.tasks import Job
+from llada_core.sampling.pipeline import Pipeline
 
 SAMPLING = Sampling(steps=2, thinking_steps=4, thinking_length=64)
 
@@ -23,7 +23,7 @@ class Scripted(torch.nn.Module):
         self.lm_head = torch.nn.Identity()
         self.seen: list[torch.Tensor] = []
 
-    def forward(self, ids, positions, context, start, mask):
+    def forward(self, ids, positions, context, start, mask, attend):
         self.seen.append(ids.clone())
         wanted = [self.script.get(start + i, self.default) for i in range(ids.shape[1])]
         logits = torch.nn.functional.one_hot(torch.tensor(wanted), self.config.vocab_size).float() * 100
@@ -51,8 +51,8 @@ def story(model):
         sized = type(model.config)(**settings)
         backbone = Scripted(sized, {len(prompt) + i: token for i, token in enumerate(script)}, words.end)
         placement = Placement(backbone, torch.device("cpu"), torch.float32)
-        job = Job(words, sized, sampling, None, 0, lambda _: placement, None)
-        told = generate_interleaved(job, "a story", references, max_images, guidance or Guidance(1.0))
+        pipeline = Pipeline(words, sized, sampling, None, 0, lambda _: placement, None)
+        told = generate_interleaved(pipeline, "a story", references, max_images, guidance or Guidance(1.0))
         return told, backbone
 
     return run

@@ -5,8 +5,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from llada_core.options import Guidance, Sampling, Sprint
-from llada_core.sampling.diffusion import Canvas, Task
-from llada_core.sampling.tasks import working_bytes
+from llada_core.quantization.grouped import WORKING_BYTES
+from llada_core.sampling.block_diffusion import GenerationConfig
+from llada_core.sampling.pipeline import working_bytes
 
 WIDE = {"hidden_size": 256, "moe_intermediate_size": 64, "intermediate_size": 640, "head_dim": 32}
 WORDY = {"vocab_size": 20_000}
@@ -36,17 +37,18 @@ def most_allocated(work) -> int:
         (WIDE | {"num_experts_per_tok": 4}, [2000], 64, 32, PRUNING),
     ],
 )
-def test_estimate_covers_what_is_allocated(sizes, lengths, count, block, sprint, oracle):
+def test_estimate_covers_what_is_allocated(sizes, lengths, count, block, sprint, oracle, generate_one):
     backbone = oracle.tiny_backbone(0, **sizes)
     prompts = [[i % 90 for i in range(length)] for length in lengths]
 
     def work():
-        canvas = Canvas(backbone, prompts, count, 95, Sampling(block_length=block), Guidance(2.0, 1.0), sprint)
-        canvas.fill(Task(count, 2, 96, backbone.config.vocab_size))
+        sampling, guidance = Sampling(block_length=block), Guidance(2.0, 1.0)
+        config = GenerationConfig(2, 96, backbone.config.vocab_size, frozenset(), sampling, guidance, sprint)
+        generate_one(backbone, prompts, count, config)
 
     estimate = working_bytes(
         backbone.config, len(prompts), max(lengths) + count, torch.float32, block, sprint is not None
     )
     used = most_allocated(work)
     assert used > 1e6, "nothing was measured"
-    assert used <= estimate <= 5 * used
+    assert used <= estimate <= 5 * used + WORKING_BYTES  # the latter is of devices other than a CPU

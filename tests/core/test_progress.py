@@ -142,7 +142,7 @@ def test_the_engine_itself_never_builds_a_preview(name, model, monkeypatch):
     """A listener without previews pays nothing: no image is turned to text or codes for it."""
     work, _ = WORK[name]
     monkeypatch.setattr(
-        "llada_core.sampling.tasks.TokenPreview", lambda codes: pytest.fail("a preview was built for nobody")
+        "llada_core.sampling.pipeline.TokenPreview", lambda codes: pytest.fail("a preview was built for nobody")
     )
     seen = []
     work(model, lambda progress: seen.append(progress.preview))

@@ -7,15 +7,17 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from llada_core.backbone import attention_kernels
+from llada_core.backbone import runner as runners
+from llada_core.backbone.runner import top_probability
 from llada_core.options import Guidance, Sampling, Sprint
-from llada_core.sampling import diffusion
-from llada_core.sampling.diffusion import Canvas, Task, top_probability
+from llada_core.sampling.block_diffusion import GenerationConfig
 from llada_core.sampling.sprint import kept_positions, least_accepted, scores
 
 MASK, IMAGES, VOCABULARY = 95, 96, 160
 KINDS = ["low_confidence", "top_k_margin", "neg_entropy"]
-DRAW = Task(70, 5, IMAGES, VOCABULARY)
 EDIT = Guidance(2.0, 0.5, 0.7)
+COUNT = 70  # positions to fill where a test does not vary it
 
 
 def prompts_of(lengths: list[int], seed: int = 0) -> list[list[int]]:
@@ -30,9 +32,22 @@ def slow(oracle, tiny):
     return oracle.Oracle(oracle.written_out(tiny), tiny, MASK)
 
 
-def fast(tiny, prompts, task, sprint, sampling=None, guidance=EDIT) -> tuple[Canvas, diffusion.Filled]:
-    canvas = Canvas(tiny, prompts, task.count, MASK, sampling or Sampling(), guidance, sprint)
-    return canvas, canvas.fill(task)
+def drawing(steps: int, sprint: Sprint, sampling: Sampling | None = None, guidance=EDIT) -> GenerationConfig:
+    return GenerationConfig(steps, IMAGES, VOCABULARY, frozenset(), sampling or Sampling(), guidance, sprint)
+
+
+@pytest.fixture(scope="module")
+def compare(tiny, slow, generate_one):
+    """compare(prompts, count, config, **options of the oracle): assert that ids and rounds are the oracle's."""
+
+    def compare(prompts, count, config, **options):
+        output = generate_one(tiny, prompts, count, config).output
+        expected = slow.generate(prompts, [MASK] * count, config, **options)
+        assert output.ids == expected.ids
+        if not config.stops:
+            assert output.rounds == sum(expected.rounds)
+
+    return compare
 
 
 # The whole run
@@ -66,71 +81,60 @@ def fast(tiny, prompts, task, sprint, sampling=None, guidance=EDIT) -> tuple[Can
     seed=2299,
 )
 def test_pruned_runs_equal_the_oracle(
-    lengths, block, count, steps, text, image, warmup, alpha, kind, threshold, seed, tiny, slow
+    lengths, block, count, steps, text, image, warmup, alpha, kind, threshold, seed, compare
 ):
     """Rounds over gathered prefixes equal full forwards with the hidden positions masked out, one to three rows."""
     # A block of masks that sees nothing else predicts the same everywhere: which is best is a matter of rounding.
     assume((warmup, text, image) != (0, 0.0, 0.0))
-    prompts, task = prompts_of(lengths, seed), Task(count, steps, IMAGES, VOCABULARY)
     sprint = Sprint(0.6, text, image, threshold, warmup, alpha, kind)
-    sampling = Sampling(block_length=block)
-    _, filled = fast(tiny, prompts, task, sprint, sampling)
-    expected = slow.fill(prompts, task, sampling, EDIT, sprint)
-    assert filled.ids == expected.ids
-    assert filled.rounds == sum(expected.rounds)
+    compare(prompts_of(lengths, seed), count, drawing(steps, sprint, Sampling(block_length=block)))
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 2])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("lengths", [[50], [40, 64, 30]])
-def test_ratios_of_one_equal_the_schedule_without_pruning(warmup, kind, lengths, tiny, slow):
+def test_ratios_of_one_equal_the_schedule_without_pruning(warmup, kind, lengths, compare):
     sprint = Sprint(text_keep_ratio=1.0, image_keep_ratio=1.0, warmup=warmup, confidence=kind, threshold=0.5)
-    prompts = prompts_of(lengths)
-    _, filled = fast(tiny, prompts, DRAW, sprint)
-    expected = slow.fill(prompts, DRAW, Sampling(), EDIT, sprint, prune=False)
-    assert (filled.ids, filled.rounds) == (expected.ids, sum(expected.rounds))
+    compare(prompts_of(lengths), COUNT, drawing(5, sprint), prune=False)
 
 
-def test_pruning_changes_something(tiny, slow):
+def test_pruning_changes_something(slow):
     """So that the tests above compare runs that were pruned."""
-    prompts, sprint = prompts_of([80]), Sprint(text_keep_ratio=0.3, image_keep_ratio=0.3)
-    pruned = slow.fill(prompts, DRAW, Sampling(), EDIT, sprint)
-    assert pruned.ids != slow.fill(prompts, DRAW, Sampling(), EDIT, sprint, prune=False).ids
+    prompts, config = prompts_of([80]), drawing(5, Sprint(text_keep_ratio=0.3, image_keep_ratio=0.3))
+    new = [MASK] * COUNT
+    assert slow.generate(prompts, new, config).ids != slow.generate(prompts, new, config, prune=False).ids
 
 
 @pytest.mark.parametrize("prefill", [16, 40])
-def test_scores_are_complete_when_a_prompt_goes_in_parts(prefill, tiny, slow, monkeypatch):
-    monkeypatch.setattr(diffusion, "PREFILL", prefill)
-    monkeypatch.setattr(diffusion, "SCORED", 24)
-    prompts, sprint = prompts_of([200, 150]), Sprint(text_keep_ratio=0.5, image_keep_ratio=0.5)
-    _, filled = fast(tiny, prompts, DRAW, sprint)
-    assert filled.ids == slow.fill(prompts, DRAW, Sampling(), EDIT, sprint).ids
+def test_scores_are_complete_when_a_prompt_goes_in_parts(prefill, compare, monkeypatch):
+    monkeypatch.setattr(runners, "PREFILL", prefill)
+    monkeypatch.setattr(runners, "SCORED", 24)
+    compare(prompts_of([200, 150]), COUNT, drawing(5, Sprint(text_keep_ratio=0.5, image_keep_ratio=0.5)))
 
 
-def test_text_stops_early_under_sprint(tiny, slow):
-    task = Task(90, 6, 0, IMAGES, frozenset(range(6)))
+def test_text_stops_early_under_sprint(compare):
     sprint = Sprint(text_keep_ratio=0.5, threshold=0.6)
+    config = GenerationConfig(6, 0, IMAGES, frozenset(range(6)), Sampling(), EDIT, sprint)
     for seed in range(5):
-        prompts = prompts_of([45], seed)
-        _, filled = fast(tiny, prompts, task, sprint)
-        assert filled.ids == slow.fill(prompts, task, Sampling(), EDIT, sprint).ids
+        compare(prompts_of([45], seed), 90, config)
 
 
 # Scores
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
-def test_stored_scores_equal_a_full_pass(alpha, tiny, slow):
+def test_stored_scores_equal_a_full_pass(alpha, tiny, slow, generate_one):
     """Norms and confidences stored when blocks were finished are those of a pass over everything at the end."""
     prompts = prompts_of([40, 70, 55])
-    canvas, _ = fast(tiny, prompts, Task(90, 4, IMAGES, VOCABULARY), Sprint(text_keep_ratio=0.5))
+    generated = generate_one(tiny, prompts, 90, drawing(4, Sprint(text_keep_ratio=0.5)))
+    runner, ids = generated.runner, generated.batch.rows
     start = 128  # the run ends at 160: its last block is never committed
-    assert canvas.cached >= start
+    assert runner.cached >= start
     at = torch.arange(start)
-    real = at >= canvas.pads[:, None]
+    real = at >= runner.pads[:, None]
     visible = (at[:, None] // 32 >= at // 32) & (real[:, None] | torch.eye(start).bool())
-    expected = slow.scores(canvas.ids[:, :start], canvas.positions[:, :start], visible, real, alpha)
-    stored = scores(canvas.cache.key_norms[:, :start], canvas.confidence[:, :start], real, alpha)
+    expected = slow.scores(ids[:, :start], runner.positions[:, :start], visible, real, alpha)
+    stored = scores(runner.cache.key_norms[:, :start], runner.confidence[:, :start], real, alpha)
     assert torch.allclose(stored[real], expected[real], rtol=1e-4, atol=1e-5)
 
 
@@ -191,14 +195,17 @@ def test_floors_are_those_of_decimal_numbers(percent, count):
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 2])
-def test_only_rounds_after_the_warmup_see_less(warmup, tiny, monkeypatch):
+def test_only_rounds_after_the_warmup_see_less(warmup, tiny, generate_one):
     """A round over the pruned prefix attends to block + kept keys, any other to everything before the block's end."""
     seen = []
-    attend = tiny.attend
-    monkeypatch.setattr(tiny, "attend", lambda q, k, v, mask: seen.append(k.shape[2]) or attend(q, k, v, mask))
+
+    def attend(q, k, v, bias):
+        seen.append(k.shape[2])
+        return attention_kernels.sdpa(q, k, v, bias)
+
     sprint = Sprint(text_keep_ratio=0.5, image_keep_ratio=0.5, warmup=warmup, threshold=1.0)
     prompts = [list(range(64))]  # text alone: 32 of 64 are kept
-    fast(tiny, prompts, Task(32, 4, IMAGES, VOCABULARY), sprint)
+    generate_one(tiny, prompts, 32, drawing(4, sprint), attend=attend)
     by_round = seen[:: len(tiny.layers)]
     first_pass_over_prefix = [64] * (warmup == 0)  # there is no full round to fill the cache
     assert by_round == first_pass_over_prefix + [96] * warmup + [64] * (4 - warmup)
@@ -211,15 +218,17 @@ def test_only_rounds_after_the_warmup_see_less(warmup, tiny, monkeypatch):
 def test_least_accepted_finishes_in_time_and_evenly(remaining, steps):
     counts = []
     for left in range(steps, 0, -1):
-        counts.append(least_accepted(remaining - sum(counts), left))
+        counts.append(int(least_accepted(torch.tensor([remaining - sum(counts)]), left)))
         assert counts[-1] == math.ceil((remaining - sum(counts[:-1])) / left)
     assert sum(counts) == remaining
     assert max(counts) - min(counts) <= 1
 
 
-def test_schedule_counts_what_is_left_not_the_block(tiny):
+def test_schedule_counts_what_is_left_not_the_block(tiny, generate_one):
     """20 masks over 5 rounds at an unreachable threshold: 4 a round, where plain sampling would accept 6 or 7."""
     left = []
-    canvas = Canvas(tiny, prompts_of([44]), 20, MASK, Sampling(), None, Sprint(threshold=1.0))
-    canvas.fill(Task(20, 5, IMAGES, VOCABULARY), lambda c, block, done: left.append(int((c.ids[0] == MASK).sum())))
+    config = drawing(5, Sprint(threshold=1.0), guidance=None)
+    generate_one(
+        tiny, prompts_of([44]), 20, config, on_round=lambda now, *_: left.append(int(now.batch.masked(32).sum()))
+    )
     assert left == [16, 12, 8, 4, 0]

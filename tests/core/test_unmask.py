@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llada_core.options import CONFIDENCE_KINDS, Sampling
+from llada_core.sampling.batch import Batch, Sample
+from llada_core.sampling.block_diffusion import draws
 from llada_core.sampling.unmask import _draw, _truncate, accept, predict, quota
 
 seeds = st.integers(0, 10**6)
@@ -13,6 +15,15 @@ seeds = st.integers(0, 10**6)
 
 def random_logits(seed: int, n: int = 6, candidates: int = 50) -> torch.Tensor:
     return torch.randn(n, candidates, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+def accept_one(confidence: torch.Tensor, masked: torch.Tensor, threshold: float, least: int) -> torch.Tensor:
+    """`accept` for one sample; beside it stands another, which must not matter."""
+    other = confidence.flip(0)
+    both = accept(
+        torch.stack((other, confidence)), torch.stack((masked.flip(0), masked)), threshold, torch.tensor([1, least])
+    )
+    return both[1]
 
 
 @given(st.integers(1, 64), st.integers(1, 100))
@@ -32,7 +43,7 @@ def test_quotas_fill_the_block_evenly_with_the_larger_first(steps, block):
 def test_accepted_positions(confidence, threshold, least, seed):
     confidence = torch.tensor(confidence)
     masked = torch.rand(len(confidence), generator=torch.Generator().manual_seed(seed)) < 0.6
-    fixed = accept(confidence, masked, threshold, least)
+    fixed = accept_one(confidence, masked, threshold, least)
     assert not bool((fixed & ~masked).any())
     above = masked & (confidence > threshold)
     if int(above.sum()) >= least:
@@ -45,11 +56,11 @@ def test_accepted_positions(confidence, threshold, least, seed):
 
 
 def test_a_confidence_at_the_threshold_is_not_above_it():
-    assert accept(torch.tensor([0.5, 0.6]), torch.tensor([True, True]), 0.5, 0).tolist() == [False, True]
+    assert accept_one(torch.tensor([0.5, 0.6]), torch.tensor([True, True]), 0.5, 0).tolist() == [False, True]
 
 
 def test_best_of_the_masked_not_of_all():
-    fixed = accept(torch.tensor([0.9, 0.2, 0.8, 0.1]), torch.tensor([False, True, False, True]), 1.0, 1)
+    fixed = accept_one(torch.tensor([0.9, 0.2, 0.8, 0.1]), torch.tensor([False, True, False, True]), 1.0, 1)
     assert fixed.tolist() == [False, True, False, False]
 
 
@@ -65,7 +76,7 @@ def test_without_temperature_the_best_is_chosen(seed):
     }
     assert set(expected) == set(CONFIDENCE_KINDS)
     for kind in CONFIDENCE_KINDS:
-        chosen, confidence = predict(logits, Sampling(), kind, None)
+        chosen, confidence = predict(logits, Sampling(), kind)
         assert torch.equal(chosen, logits.argmax(-1))
         assert torch.allclose(confidence.double(), expected[kind], atol=1e-5)
 
@@ -78,8 +89,9 @@ def test_entropy_of_impossible_candidates_is_zero():
 
 @given(seeds, st.sampled_from([0.2, 1.0, 3.0]))
 def test_confidence_of_a_draw_is_its_probability(seed, temperature):
-    logits, draws = random_logits(seed), torch.Generator().manual_seed(seed)
-    chosen, confidence = predict(logits, Sampling(temperature=temperature), "low_confidence", draws)
+    logits = random_logits(seed)
+    uniform = torch.rand(len(logits), generator=torch.Generator().manual_seed(seed))
+    chosen, confidence = predict(logits, Sampling(temperature=temperature), "low_confidence", uniform)
     expected = (logits / temperature).softmax(-1).gather(-1, chosen[:, None])[:, 0]
     assert torch.allclose(confidence, expected)
 
@@ -114,28 +126,32 @@ def test_top_k_and_top_p_keep_the_logits_they_keep():
 def test_draws_follow_the_probabilities():
     probabilities = torch.tensor([0.5, 0.0, 0.3, 0.15, 0.05, 0.0])
     count = 40_000
-    chosen = _draw(probabilities.expand(count, -1), torch.Generator().manual_seed(0))
+    uniform = torch.rand(count, generator=torch.Generator().manual_seed(0))
+    chosen = _draw(probabilities.expand(count, -1), uniform)
     found = torch.bincount(chosen, minlength=6) / count
     assert found[1] == found[5] == 0
     deviation = (probabilities * (1 - probabilities) / count).sqrt()
     assert bool(((found - probabilities).abs() <= 4 * deviation).all())
 
 
-def test_an_impossible_candidate_is_never_drawn_at_either_end(monkeypatch):
+def test_an_impossible_candidate_is_never_drawn_at_either_end():
     """Uniform numbers at both ends of 0...1, where rounding would step onto a neighbour without probability."""
     probabilities = torch.tensor([[0.0, 0.4, 0.6, 0.0]] * 2)
-    monkeypatch.setattr(torch, "rand", lambda *args, **kwargs: torch.tensor([0.0, 1.0]))
-    assert _draw(probabilities, None).tolist() == [1, 2]
+    assert _draw(probabilities, torch.tensor([0.0, 1.0])).tolist() == [1, 2]
 
 
 def test_a_seed_repeats_its_draws_whatever_else_draws():
-    sampling, logits = Sampling(temperature=1.0), random_logits(0, n=64)
+    """And whatever stands beside it: each sample draws from a generator of its own, and none while it waits."""
 
-    def draw(seed: int) -> list[int]:
-        return predict(logits, sampling, "low_confidence", torch.Generator().manual_seed(seed))[0].tolist()
+    def batch(*seeds: int) -> Batch:
+        samples = [Sample([[1, 2]], [95] * 60, torch.Generator().manual_seed(seed)) for seed in seeds]
+        return Batch(samples, 32, 95)
 
-    first, state = draw(1), torch.get_rng_state()
+    sampling, alone = Sampling(temperature=1.0), batch(7)
+    first, second = (draws(alone, [True], sampling)[0] for _ in range(2))
+    beside = batch(3, 7)
     torch.rand(10)
-    assert draw(1) == first
-    assert draw(2) != first
-    torch.set_rng_state(state)
+    assert torch.equal(draws(beside, [True, True], sampling)[1], first)
+    draws(beside, [True, False], sampling)
+    assert torch.equal(draws(beside, [False, True], sampling)[1], second)
+    assert draws(beside, [True, True], Sampling()) is None

@@ -10,7 +10,7 @@ from benchmarks.quality import Quality, Tally, examples, judge, measurements
 from dev.miniature.checker import Report, look
 from dev.miniature.world import Scene, Thing, held_out, render, sample_scene
 from llada_core.engine import LLaDAUni
-from llada_core.sampling.tasks import Usage
+from llada_core.sampling.pipeline import Usage
 
 SCENE = Scene((Thing("circle", "red", "large", "left"), Thing("star", "blue", "small", "right")), "yellow")
 

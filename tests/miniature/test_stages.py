@@ -16,7 +16,8 @@ from dev.miniature.stage import Budget, make_optimizer, run, take_step
 from dev.miniature.train import STAGES
 from dev.miniature.world import GRIDS, render, sample_scene, view
 from llada_core.options import Sampling
-from llada_core.sampling.diffusion import Canvas
+from llada_core.sampling import block_diffusion
+from llada_core.sampling.batch import Sample
 from llada_core.vision.preprocess import Normalisation, PixelBudgets, prepare
 
 CPU = torch.device("cpu")
@@ -34,7 +35,7 @@ def test_loss_falls_on_a_fixed_batch(stage, name):
 
 @pytest.mark.parametrize("name", ["vision", "backbone"])
 def test_a_killed_stage_goes_on_as_if_nothing_had_been(stage, name, tmp_path, monkeypatch):
-    monkeypatch.setattr("miniature.stage.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("dev.miniature.stage.SAVE_EVERY", 0.0)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for folder in (whole, broken):
         folder.mkdir()
@@ -135,7 +136,7 @@ def test_places_pictures_and_weights_of_a_row(words):
 
 
 @pytest.mark.parametrize("pad", [0, 5])
-def test_packed_training_computes_what_the_canvas_computes(words, pad):
+def test_packed_training_computes_what_the_runner_computes(words, pad):
     """Each copy of a block, all masked, against the engine filling that block from the same prefix."""
     model = backbone.build(backbone.config(words.vocab_size, words.image_offset)).eval()
     rng = random.Random(0)
@@ -152,9 +153,10 @@ def test_packed_training_computes_what_the_canvas_computes(words, pad):
         start = int(batch["blocks"][0][here][0]) * BLOCK
         first = int((batch["roles"][0][here] != FIXED).nonzero()[0]) + int(batch["positions"][0][here][0])
         prompts = [ids[:first]] if pad == 0 else [[words.end] * pad + ids[:first], ids[:first]]
-        canvas = Canvas(model, prompts, BLOCK, words.mask, Sampling(block_length=BLOCK))
+        config = block_diffusion.GenerationConfig(1, 0, words.vocab_size, sampling=Sampling(block_length=BLOCK))
+        runner, canvas = block_diffusion.prepare(model, [Sample(prompts, [words.mask] * BLOCK)], config, words.mask)
         with torch.no_grad():
-            engine = canvas._forward(start, None)[-1]
+            engine = runner.block(canvas.rows, start)[-1]
         torch.testing.assert_close(hidden[here], engine, rtol=1e-4, atol=1e-4)
         compared += 1
     assert compared == 5  # two blocks of the text, three of the image

@@ -4,12 +4,14 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from .. import prompts
-from ..backbone.attention_kernels import PART
+from ..backbone.attention_kernels import PART, Attend, sdpa
 from ..backbone.config import BackboneConfig
+from ..backbone.runner import PREFILL, SCORED
 from ..errors import InputError
 from ..image_tokens import ImageTokens
 from ..options import EDIT_GUIDANCE, IMAGE_STEPS, TEXT_STEPS, Guidance, Sampling, Sprint
@@ -18,8 +20,9 @@ from ..progress import Progress, ProgressCallback, TokenPreview, report
 from ..prompts import Prompts
 from ..quantization.grouped import WORKING_BYTES
 from ..vocabulary import Vocabulary
-from .diffusion import PREFILL, SCORED, Canvas, Filled, Task
-from .guidance import guided_rows
+from .batch import Sample, Track
+from .block_diffusion import GenerationConfig, Output, generate, prepare
+from .guidance import guided_branches
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +44,13 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class Job:
+class Pipeline:
     """Everything the tasks share: vocabulary, sizes, options, how to get the backbone, whom to tell.
 
     Attributes:
         place: how much working memory it takes (a function of configuration and dtype) -> the backbone, ready to run.
         seed: of the draws at temperature > 0.
+        attend: the backbone's attention kernel.
     """
 
     vocabulary: Vocabulary
@@ -56,23 +60,21 @@ class Job:
     seed: int
     place: Callable[[Callable[[BackboneConfig, torch.dtype], int]], Placement]
     progress: ProgressCallback | None
+    attend: Attend = sdpa
 
-    def draw(self, rows: Prompts, height: int, width: int, guidance: Guidance) -> tuple[ImageTokens, Usage]:
-        """The image of height x width tokens that follows the rows' headers."""
-        count = height * width
-        prompts = guided_rows(rows, guidance)
-        self.check_room(prompts, count, f"an image of {height} x {width} tokens")
-        task = Task(count, self.sampling.steps or IMAGE_STEPS, self.vocabulary.image_offset, self.vocabulary.vocab_size)
+    def draw(self, prompts: Prompts, height: int, width: int, guidance: Guidance) -> tuple[ImageTokens, Usage]:
+        """The image of height x width tokens that follows the prompts' headers."""
+        count, low = height * width, self.vocabulary.image_offset
+        branches = guided_branches(prompts, guidance)
+        self.check_room(branches, count, f"an image of {height} x {width} tokens")
+        config = self._config(self.sampling.steps or IMAGE_STEPS, low, self.vocabulary.vocab_size, guidance=guidance)
 
-        def preview(canvas: Canvas, begin: int):
-            def codes() -> TokenPreview:
-                ids = canvas.ids[0, begin : begin + count].cpu()
-                return TokenPreview((ids - task.low).clamp_min(-1).view(height, width))
+        def preview(track: Track) -> TokenPreview:
+            ids = torch.tensor(track.ids[track.begin : track.end])
+            return TokenPreview((ids - low).clamp_min(-1).view(height, width))
 
-            return codes
-
-        filled, usage = self._run(prompts, task, guidance, "backbone", preview)
-        grid = torch.tensor(filled.ids).view(height, width) - task.low
+        output, usage = self._run(branches, count, config, "backbone", preview)
+        grid = torch.tensor(output.ids).view(height, width) - low
         return ImageTokens((grid,), self.vocabulary.codebook_size), usage
 
     def think(self, prompt: str, height: int, width: int) -> tuple[list[int], Usage]:
@@ -91,10 +93,12 @@ class Job:
         ids, usage = self.write(thinking, most, self.sampling.thinking_steps, stops, "thinking")
         return (ids[:-1] if ids[-1] == self.vocabulary.end else ids), usage
 
-    def answer(self, rows: Prompts, max_new_tokens: int) -> tuple[str, Usage]:
+    def answer(self, question: Prompts, max_new_tokens: int) -> tuple[str, Usage]:
         """The text that follows a question."""
         stops = frozenset((self.vocabulary.end,))
-        ids, usage = self.write(rows.conditional, max_new_tokens, self.sampling.steps or TEXT_STEPS, stops, "answer")
+        ids, usage = self.write(
+            question.conditional, max_new_tokens, self.sampling.steps or TEXT_STEPS, stops, "answer"
+        )
         return self.vocabulary.decode(ids).strip(), usage
 
     def room(self, prompt: list[int]) -> int:
@@ -113,51 +117,52 @@ class Job:
         self, prompt: list[int], most: int, steps: int, stops: frozenset[int], stage: str
     ) -> tuple[list[int], Usage]:
         """The ids of a text of at most `most` tokens after `prompt`, up to and with a stop."""
-        prompts = [prompt]
-        self.check_room(prompts, 1, "a text")
+        self.check_room([prompt], 1, "a text")
         room = self.room(prompt)
         if most > room:
             log.info("%s: at most %d new tokens instead of %d, the rest of the context", stage, room, most)
-        task = Task(min(most, room), steps, 0, self.vocabulary.image_offset, stops)
-
-        def preview(canvas: Canvas, begin: int):
-            return lambda: self.vocabulary.decode(canvas.ids[0, begin : canvas.length].tolist())
-
-        filled, usage = self._run(prompts, task, None, stage, preview)
-        return filled.ids, usage
-
-    def _run(self, prompts, task: Task, guidance, stage: str, preview) -> tuple[Filled, Usage]:
-        longest = max(map(len, prompts))
-        length, block = longest + task.count, self.sampling.block_length
-        placement = self.place(
-            lambda c, dtype: working_bytes(c, len(prompts), length, dtype, block, self.sprint is not None)
+        config = self._config(steps, 0, self.vocabulary.image_offset, stops)
+        output, usage = self._run(
+            [prompt], min(most, room), config, stage, lambda track: self.vocabulary.decode(track.new)
         )
-        generator = torch.Generator().manual_seed(self.seed % 2**64)  # stories count up from it
+        return output.ids, usage
+
+    def _config(self, steps: int, low: int, high: int, stops=frozenset(), guidance=None) -> GenerationConfig:
+        return GenerationConfig(steps, low, high, stops, self.sampling, guidance, self.sprint)
+
+    def _run(
+        self,
+        branches: list[list[int]],
+        count: int,
+        config: GenerationConfig,
+        stage: str,
+        preview: Callable[[Track], Any],
+    ) -> tuple[Output, Usage]:
+        """Generate `count` ids; reports go out under the name of the stage."""
+        length, block = max(map(len, branches)) + count, self.sampling.block_length
+        scored = self.sprint is not None
+        placement = self.place(lambda c, dtype: working_bytes(c, len(branches), length, dtype, block, scored))
         began = time.perf_counter()
-        canvas = Canvas(
-            placement.module,
-            prompts,
-            task.count,
-            self.vocabulary.mask,
-            self.sampling,
-            guidance,
-            self.sprint,
-            generator,
-            placement.device,
-            placement.dtype,
-            graphs=placement.resident,
-        )
-        begin = canvas.length
-        blocks = -(-(begin + task.count) // canvas.block) - begin // canvas.block
-        show = preview(canvas, begin)
+        generator = torch.Generator().manual_seed(self.seed % 2**64)  # stories count up from it
+        sample = Sample(branches, [self.vocabulary.mask] * count, generator)
+        module, device, dtype, resident = placement.module, placement.device, placement.dtype, placement.resident
+        runner, batch = prepare(module, [sample], config, self.vocabulary.mask, device, dtype, self.attend, resident)
+        (track,) = batch.tracks
+        total = len(batch.starts) * config.steps
 
-        def on_round(_: Canvas, block: int, step: int) -> None:
-            report(self.progress, Progress(block * task.steps + step, blocks * task.steps, stage, show))
+        def show() -> Any:
+            return preview(track)
 
-        report(self.progress, Progress(0, blocks * task.steps, stage))
-        filled = canvas.fill(task, on_round)
-        report(self.progress, Progress(blocks * task.steps, blocks * task.steps, stage, show))
-        return filled, Usage(len(filled.ids), filled.rounds, time.perf_counter() - began)
+        def on_round(index: int, done: int) -> None:
+            report(self.progress, Progress(index * config.steps + done, total, stage, show))
+
+        report(self.progress, Progress(0, total, stage))
+        try:
+            (output,) = generate(runner, batch, config, on_round)
+        finally:
+            runner.close()
+        report(self.progress, Progress(total, total, stage, show))
+        return output, Usage(len(output.ids), output.rounds, time.perf_counter() - began)
 
 
 def working_bytes(
@@ -167,7 +172,7 @@ def working_bytes(
 
     Args:
         config: sizes.
-        rows: guidance rows.
+        rows: branches, of all samples.
         length: prompt and new tokens of the longest row.
         dtype: of the activations.
         block_length: positions whose logits are guided and softmaxed together.
