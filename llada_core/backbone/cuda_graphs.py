@@ -10,6 +10,7 @@ import logging
 import traceback
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -118,7 +119,7 @@ class CUDAGraphRunner:
         self.backbone, self.cache, self.sizes = backbone, cache, frozenset(sizes)
         self._attend, self._capture_wanted = attend, capture
         self._rounds: dict[int, GraphedForward] = {}
-        self._pool = None
+        self._pool: Any = None  # torch's handle, whose type has no public name
 
     def run(
         self, ids: torch.Tensor, positions: torch.Tensor, begin: int, mask: torch.Tensor | None
@@ -173,8 +174,7 @@ class CUDAGraphRunner:
             if fixed.warmed_up:
                 if (free := _free_bytes(fixed.hidden.device)) < SPARE:
                     raise RuntimeError(f"{free / 1e6:.0f} MB are free on the card, and {SPARE / 1e6:.0f} are wanted")
-                self._capture(fixed)
-                fixed.graph.replay()  # some allocators take a graph's memory only now
+                self._capture(fixed).replay()  # some allocators take a graph's memory only now
             else:
                 self._warm_up(fixed)
         except RuntimeError as error:
@@ -193,7 +193,7 @@ class CUDAGraphRunner:
             torch.cuda.current_stream().wait_stream(stream)
         fixed.warmed_up = True
 
-    def _capture(self, fixed: GraphedForward) -> None:
+    def _capture(self, fixed: GraphedForward) -> torch.cuda.CUDAGraph:
         """Make the graph. Raises RuntimeError, OutOfMemoryError among them, where that fails."""
         stream = _capture_stream(fixed.hidden.device)
         if self._pool is None:
@@ -208,6 +208,7 @@ class CUDAGraphRunner:
         ):
             fixed.compute()
         fixed.graph = graph
+        return graph
 
 
 def capturable_sizes(
@@ -240,7 +241,7 @@ def _capture_stream(device: torch.device) -> torch.cuda.Stream:
     """torch's own stream for captures: libraries keep working memory for every stream, so new ones would add up."""
     with torch.cuda.device(device):
         stream = torch.cuda.graph(torch.cuda.CUDAGraph()).capture_stream
-        return stream if stream.device == device else torch.cuda.Stream(device)
+        return stream if stream is not None and stream.device == device else torch.cuda.Stream(device)
 
 
 @contextmanager

@@ -106,10 +106,8 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.attention = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        if index < config.first_k_dense_replace:
-            self.mlp = MLP(config.hidden_size, config.intermediate_size)
-        else:
-            self.mlp = MixtureOfExperts(config)
+        dense = index < config.first_k_dense_replace
+        self.mlp = MLP(config.hidden_size, config.intermediate_size) if dense else MixtureOfExperts(config)
 
     def forward(self, x, *attention_arguments) -> torch.Tensor:
         """x [rows, n, hidden] -> [rows, n, hidden]."""

@@ -5,10 +5,10 @@ the time modulates it by are one vector, so a block has four, and the norm of a 
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from .kernels import LIMITS, Activations, Kernels, Rows, ScaledRows
 from .products import Products
@@ -28,7 +28,7 @@ class BlockStack:
     """Blocks that run one after the other on one device in one type, for as long as their norms stay as they are.
 
     Args:
-        blocks: the library's.
+        blocks: the library's, which names what is in them.
         kernels: what is computed between the products.
         products: of layers whose weights have 8 bits.
         attention: see Attend.
@@ -38,7 +38,7 @@ class BlockStack:
 
     def __init__(
         self,
-        blocks: Sequence[nn.Module],
+        blocks: Sequence[Any],
         kernels: Kernels,
         products: Products,
         attention: Attend,
@@ -125,39 +125,40 @@ class BlockStack:
         v = heads(self._product(attention.to_v, h), attention.heads, None, 0.0, None)
         return self._product_before_norm(attention.to_out[0], self.attention(q, k, v))
 
-    def _feed_forward(self, ffn: nn.Module, h: Activations) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _feed_forward(self, ffn: Any, h: Activations) -> tuple[torch.Tensor, torch.Tensor | None]:
         gate, up = self._product(ffn.w1, h), self._product(ffn.w3, h)
         act = self.kernels.silu_mul(gate, up, self._output_rows(ffn.w2))
         del gate, up
         return self._product_before_norm(ffn.w2, act)
 
-    def _product_before_norm(self, linear: nn.Module, x: Activations) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _product_before_norm(self, linear: Any, x: Activations) -> tuple[torch.Tensor, torch.Tensor | None]:
         """A product whose rows a norm takes next, and the scale that they are short of, if any."""
         rows = self._output_rows(linear)
         if rows.scaled and not isinstance(x, ScaledRows):
             x = self.kernels.scale_rows(x, rows)
         if self.dtype != torch.float16:
             return self._product(linear, x), None
+        x = cast(ScaledRows, x)  # as all rows of float16 are here
         # The norm takes care of the scale, and of the same factor of all rows, so that nothing leaves float16.
         if rows.dtype == torch.float16:
             return linear(x.values), x.scale
         even = LIMITS[torch.float16] / rows.limit
         return self._product(linear, ScaledRows(x.values, torch.full_like(x.scale, even))), x.scale / even
 
-    def _product(self, linear: nn.Module, x: Activations) -> torch.Tensor:
+    def _product(self, linear: Any, x: Activations) -> torch.Tensor:
         """A layer's product: of plain activations by the layer itself, of scaled ones in 8 bits."""
         return self.products(linear, x, self.dtype) if isinstance(x, ScaledRows) else linear(x)
 
-    def _output_rows(self, linear: nn.Module) -> Rows:
+    def _output_rows(self, linear: Any) -> Rows:
         """The form of what goes into a product before a norm."""
         return self.products.rows_for(linear) or Rows(self.dtype, scaled=self.dtype == torch.float16)
 
 
-def _norms(block: nn.Module) -> tuple[nn.Module, ...]:
+def _norms(block: Any) -> tuple[Any, ...]:
     return block.attention_norm1, block.attention_norm2, block.ffn_norm1, block.ffn_norm2
 
 
-def _head_norm(norm: nn.Module | None, device: torch.device) -> tuple[torch.Tensor | None, float]:
+def _head_norm(norm: Any | None, device: torch.device) -> tuple[torch.Tensor | None, float]:
     """Weight float32 and eps of a norm of heads, which a decoder may lack."""
     return (None, 0.0) if norm is None else (norm.weight.to(device, torch.float32), norm.eps)
 

@@ -197,8 +197,8 @@ def sample_latents(
     watch = FiniteWatch(lambda: nonfinite_error(part, decoder, dtype, "latents"))
 
     def velocity(x: torch.Tensor, t: float) -> torch.Tensor:
-        v = decoder.velocities(x, t, conditionings)
-        v = v[0] if len(v) == 1 else guide(*v, decoding.guidance)
+        given, *without = decoder.velocities(x, t, conditionings)
+        v = guide(given, without[0], decoding.guidance) if without else given
         watch.note(v)
         return v
 

@@ -11,7 +11,7 @@ import importlib.util
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -169,7 +169,7 @@ class PlainKernels:
         out = _Writer(x, rows)
         for part in _parts(x):
             out.write(part, x[part].float())
-        return out.result
+        return cast(ScaledRows, out.result)
 
 
 class _Writer:
@@ -209,8 +209,8 @@ def _parts(x: torch.Tensor) -> Iterator[tuple[slice, slice]]:
 def _normed(x: torch.Tensor, eps: float, scale: torch.Tensor | None = None) -> torch.Tensor:
     x = x.float()
     # With x short of a factor, so is eps of its square.
-    eps = eps if scale is None else eps / scale.square()
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+    added = eps if scale is None else eps / scale.square()
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + added)
 
 
 def _finite_range(x: torch.Tensor) -> torch.Tensor:
@@ -269,7 +269,8 @@ def agrees(fused: Kernels, device: torch.device, dtype: torch.dtype, heads: tupl
             kernels.heads(y.clone(), heads[0], None, 0, None),
         )
         activated = kernels.silu_mul(gate.clone(), up, rows)
-        return [normed, again, total, *apart, activated.values if rows.scaled else activated]
+        found = (normed, again, total, *apart, activated)
+        return [one.values if isinstance(one, ScaledRows) else one for one in found]
 
     pairs = zip(results(fused), results(PlainKernels()), strict=True)
     return all(float((a.float() - b.float()).norm()) <= 0.02 * float(b.float().norm()) for a, b in pairs)

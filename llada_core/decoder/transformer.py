@@ -8,12 +8,12 @@ Importing this file imports diffusers.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import ZImageTransformer2DModel
 from diffusers.models.transformers.transformer_z_image import SEQ_MULTI_OF
 from einops import rearrange
-from torch import nn
 
 from .blocks import Attend, BlockStack, sdpa
 from .kernels import Kernels, PlainKernels, choose_kernels
@@ -114,7 +114,7 @@ class SemanticDecoder(ZImageTransformer2DModel):
         return self.kernels or kernels, products
 
     def _final(self, hidden: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        final: nn.Module = self.all_final_layer[STEM]
+        final: Any = self.all_final_layer[STEM]
         return final.linear((final.norm_final(hidden) * (1.0 + scale)).to(scale.dtype))
 
     def _unpatched(self, patches: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -4,6 +4,8 @@ A program does a row, or all heads of a position. Importing this file imports Tr
 compute capability 8.0; float8 needs 8.9.
 """
 
+from typing import cast
+
 import torch
 import triton
 import triton.language as tl
@@ -300,7 +302,7 @@ class TritonKernels:
             INPUT_LIMIT=_input_limit(gate),
             num_warps=ACTIVATION_WARPS,
         )
-        return ScaledRows(out, scale)
+        return _result(out, scale)
 
     def scale_rows(self, x: torch.Tensor, rows: Rows) -> ScaledRows:
         out, scale = _empty(x, rows)
@@ -314,7 +316,7 @@ class TritonKernels:
             LIMIT=rows.limit,
             num_warps=NORM_WARPS,
         )
-        return ScaledRows(out, scale)
+        return cast(ScaledRows, _result(out, scale))
 
 
 def _empty(x: torch.Tensor, rows: Rows, out: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:

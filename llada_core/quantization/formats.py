@@ -245,7 +245,7 @@ class Int8(_Rows):
     host_format: ClassVar[str] = "int8_tensorwise"
 
     def metadata(self, shape: Shape) -> dict[str, object]:
-        return {"format": self.host_format} | _experts(shape)
+        return {"format": self.host_format, **_experts(shape)}
 
 
 @dataclass(frozen=True)

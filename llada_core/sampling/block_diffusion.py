@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 
@@ -168,7 +169,9 @@ def prune(runner: CachedRunner, batch: Batch, start: int, sprint: Sprint) -> Non
     ids = batch.rows
     runner.catch_up(ids, start)
     visible = torch.arange(start, device=ids.device) >= runner.pads[:, None]
-    score = scores(runner.cache.key_norms[:, :start], runner.confidence[:, :start], visible, sprint.alpha)
+    # Both are kept where SPRINT is on.
+    norms, confidence = cast(torch.Tensor, runner.cache.key_norms), cast(torch.Tensor, runner.confidence)
+    score = scores(norms[:, :start], confidence[:, :start], visible, sprint.alpha)
     is_image = ids[:, :start] >= runner.backbone.config.image_token_offset
     kept = kept_positions(score, visible, is_image, sprint)
     if kept is not None:

@@ -1,5 +1,7 @@
 """Classifier-free guidance over the branches of a sample (docs/model.md, Guidance)."""
 
+from typing import cast
+
 import torch
 
 from ..options import Guidance
@@ -15,7 +17,7 @@ def guided_branches(prompts: Prompts, guidance: Guidance) -> list[list[int]]:
     editing = prompts.without_image is not None
     if prompts.without_text is None:
         return [prompts.conditional]
-    if editing and guidance.image > 0:
+    if prompts.without_image is not None and guidance.image > 0:
         return [prompts.conditional, prompts.without_text, prompts.without_image]
     if guidance.text == 1 or (editing and guidance.text == 0):
         return [prompts.conditional]
@@ -30,6 +32,7 @@ def merge(logits: torch.Tensor, guidance: Guidance | None) -> torch.Tensor:
     c, *others = logits.unbind(-3)
     if not others:
         return c
+    guidance = cast(Guidance, guidance)  # which several branches come with
     u = others[0]
     g = torch.lerp(u, c, guidance.text)
     if len(others) == 2:

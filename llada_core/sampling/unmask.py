@@ -1,5 +1,7 @@
 """One round of unmasking: predictions, their confidence, which of them are kept (docs/model.md, Block diffusion)."""
 
+from typing import cast
+
 import torch
 
 from ..options import Sampling
@@ -27,7 +29,7 @@ def predict(
     if sampling.temperature > 0:
         logits = _truncate(logits / sampling.temperature, sampling.top_k, sampling.top_p)
         probabilities = logits.softmax(-1)
-        chosen = _draw(probabilities, uniform)
+        chosen = _draw(probabilities, cast(torch.Tensor, uniform))
     else:
         probabilities = logits.softmax(-1)
         chosen = logits.argmax(-1)

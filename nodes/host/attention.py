@@ -32,5 +32,5 @@ def use_hosts_attention(module: nn.Module, device: torch.device) -> nn.Module:
         return chosen(q, k, v, q.shape[1], skip_reshape=True)
 
     log.info("LLaDA-Uni: the decoder computes with the host's %s", getattr(chosen, "__name__", "attention"))
-    module.attention = attention
+    setattr(module, "attention", attention)  # noqa: B010 nn.Module declares attributes to be tensors or modules
     return module
