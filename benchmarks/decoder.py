@@ -3,7 +3,8 @@
 One run times the library's own forward, which is the official one, beside ours, each taken apart: products, attention,
 and what lies between them. Floors are counted (operations of the products and of attention, bytes of what lies between
 if every tensor is read and written once) and divided by what the card was measured to do. Weights are random, so
-nothing is downloaded; gates are drawn so that every block counts.
+nothing is downloaded; gates are drawn so that every block counts. The same weights in 8 bits are timed too, and what
+they compute is compared with bfloat16's; how far that is from float32 is the measure for it.
 
     python -m benchmarks.decoder [--normal] [--json FILE]      a GPU of 24 GB or more
     python -m benchmarks.decoder --tiny                        the same path on the CPU with small sizes, in seconds
@@ -22,10 +23,14 @@ from torch import nn
 from llada_core.decoder.decode import AXES_LENS, sample_latents
 from llada_core.decoder.transformer import SemanticDecoder
 from llada_core.options import Decoding
+from llada_core.quantization.formats import Format, FP8Rows, Int8
+from llada_core.quantization.modules import apply_formats
 
+from .clock import Clock, milliseconds
 from .support import add_json, show
 
 NEEDED = 22e9  # bytes: what a card sold as 24 GB has
+NEEDED_FLOAT32 = 44e9  # the same weights in float32 besides
 TURBO, NORMAL = 8, 98  # evaluations of a picture
 
 
@@ -77,54 +82,6 @@ def random_decoder(sizes: Sizes, device: torch.device) -> SemanticDecoder:
     return decoder
 
 
-class Clock:
-    """Milliseconds of named parts of asynchronous work."""
-
-    def __init__(self, device: torch.device):
-        self.cuda = device.type == "cuda"
-        self.spans: dict[str, list] = {}
-
-    def _now(self):
-        if not self.cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    @contextmanager
-    def span(self, name: str):
-        """What is started inside counts as `name`."""
-        began = self._now()
-        yield
-        self.spans.setdefault(name, []).append((began, self._now()))
-
-    def around(self, name: str, function: Callable) -> Callable:
-        """`function`, timed as `name`."""
-
-        def timed(*args, **kwargs):
-            with self.span(name):
-                return function(*args, **kwargs)
-
-        return timed
-
-    def total(self, name: str) -> float:
-        """Milliseconds of all its spans."""
-        if not self.cuda:
-            return sum(1000 * (end - began) for began, end in self.spans.get(name, []))
-        torch.cuda.synchronize()
-        return sum(began.elapsed_time(end) for began, end in self.spans.get(name, []))
-
-
-def milliseconds(device: torch.device, work: Callable[[], object], repeats: int) -> float:
-    """The median of some runs after one that does not count."""
-    work()
-    clock = Clock(device)
-    for run in range(repeats):
-        with clock.span(str(run)):
-            work()
-    return sorted(clock.total(str(run)) for run in range(repeats))[repeats // 2]
-
-
 PARTS = {  # a function of the kernels -> what it replaces
     "rms_norm": "norms, modulation, gates",
     "add_rms_norm": "norms, modulation, gates",
@@ -162,7 +119,7 @@ def taken_apart(decoder: SemanticDecoder, clock: Clock, dtype: torch.dtype):
 
         handles.append(module.register_forward_hook(after))
 
-    for block in [*decoder.noise_refiner, *decoder.context_refiner, *decoder.layers]:
+    for block in blocks_of(decoder):
         for name, module in block.named_modules():
             if "adaLN" in name:
                 continue
@@ -173,25 +130,58 @@ def taken_apart(decoder: SemanticDecoder, clock: Clock, dtype: torch.dtype):
         block.feed_forward._forward_silu_gating = clock.around("activation", block.feed_forward._forward_silu_gating)
     dispatch, attention = transformer_z_image.dispatch_attention_fn, decoder.attention
     device = next(decoder.parameters()).device
-    decoder.kernels = TimedKernels(clock, decoder.functions_for(device, dtype)[0])
+    kernels, products = decoder.functions_for(device, dtype)
+    decoder.kernels = TimedKernels(clock, kernels)
+    functions = dict(products.functions)
+    products.functions.update({form: clock.around("products", function) for form, function in functions.items()})
     transformer_z_image.dispatch_attention_fn = clock.around("attention", dispatch)
     decoder.attention = clock.around("attention", attention)
     yield
     transformer_z_image.dispatch_attention_fn = dispatch
     decoder.attention, decoder.kernels = attention, None
-    for block in [*decoder.noise_refiner, *decoder.context_refiner, *decoder.layers]:
+    products.functions.update(functions)
+    for block in blocks_of(decoder):
         del block.feed_forward._forward_silu_gating
     for handle in handles:
         handle.remove()
 
 
-class Bench:
-    """One decoder and what is measured of it."""
+def quantize(decoder: SemanticDecoder, form: Format) -> None:
+    """Store the linear layers of all blocks in a form, in place."""
+    for block in blocks_of(decoder):
+        weights: dict[str, torch.Tensor] = {}
 
-    def __init__(self, sizes: Sizes, device: torch.device):
-        self.sizes, self.device = sizes, device
+        def choose(name: str, shape: tuple[int, ...], block=block, weights=weights) -> Format | None:
+            if "adaLN" in name:
+                return None
+            weights[name] = block.get_submodule(name).weight
+            return form
+
+        apply_formats(block, choose)
+        for name, weight in weights.items():
+            for suffix, tensor in form.quantize(weight).items():
+                getattr(block.get_submodule(name), suffix).data.copy_(tensor)
+
+
+def blocks_of(decoder: SemanticDecoder) -> list[nn.Module]:
+    """All blocks."""
+    return [*decoder.noise_refiner, *decoder.context_refiner, *decoder.layers]
+
+
+class Bench:
+    """One decoder, its inputs, and what is measured of it.
+
+    Args:
+        sizes, device: of the decoder.
+        figures: where figures are noted.
+        form: of its weights; None is dense.
+    """
+
+    def __init__(self, sizes: Sizes, device: torch.device, figures: dict[str, object], form: Format | None = None):
+        self.sizes, self.device, self.figures = sizes, device, figures
         self.decoder = random_decoder(sizes, device)
-        self.figures: dict[str, object] = {}
+        if form is not None:
+            quantize(self.decoder, form)
         side = 4 * sizes.grid
         generator = torch.Generator(device).manual_seed(1)
 
@@ -201,6 +191,10 @@ class Bench:
         self.size = (side, side)
         self.features = draw(side * side // 4, sizes.features).to(sizes.dtype)
         self.x = draw(1, 16, 1, side, side)
+
+    def velocity(self) -> torch.Tensor:
+        """One evaluation by our forward, conditioning and all; on the CPU."""
+        return self.decoder.velocity(self.x, 0.3, self.decoder.condition(self.features, self.size)).cpu()
 
     def official(self) -> torch.Tensor:
         """One evaluation by the library's forward, conditioning and all."""
@@ -271,41 +265,58 @@ def evaluations(bench: Bench) -> None:
     bench.figures["floor, ms"] = 1000 * ((products + attention) / operations + between / moved)
 
     began = time.perf_counter()
-    conditioning = decoder.condition(bench.features, bench.size)
-    first = decoder.velocity(x, 0.3, conditioning).cpu()
+    first = bench.velocity()
     first_run = 1000 * (time.perf_counter() - began)
-    nothing = decoder.condition(torch.zeros_like(bench.features), bench.size)
-
-    ours = bench.measure("ours: evaluation, ms", lambda: decoder.velocity(x, 0.3, conditioning))
+    ours = evaluation(bench, "ours")
     bench.figures["ours: first run longer by, ms"] = first_run - ours
     official = bench.measure("official: evaluation, ms", bench.official)
-    bench.figures["times as fast as the official"] = official / ours
-    whole = bench.official().float().cpu()
-    bench.figures["difference from the official, relative"] = float((first - whole).norm() / whole.norm())
-    bench.figures["turbo picture, 8 evaluations, s"] = TURBO * ours / 1000
-    bench.figures["normal picture, 98 evaluations, s"] = NORMAL * ours / 1000
-
     bench.breakdown("official", lambda: bench.official, "rotary, modulation, gates, rest")
-    bench.breakdown("ours", lambda: timed_evaluation(bench), "embedding, modulation vectors, rest")
+    bench.figures["times as fast as the official"] = official / ours
+    bench.figures["difference from the official, relative"] = distance(first, bench.official().cpu())
 
-    pair = bench.measure("a step's two, shared, ms", lambda: decoder.velocities(x, 0.3, [conditioning, nothing]))
-    bench.figures["a step's two, times one evaluation"] = pair / ours
+    conditionings = [decoder.condition(f, bench.size) for f in (bench.features, torch.zeros_like(bench.features))]
+    pair = bench.measure("a guided step, ms", lambda: decoder.velocities(x, 0.3, conditionings))
+    bench.figures["a guided step, times one evaluation"] = pair / ours
 
 
-def pictures(bench: Bench, normal: bool) -> None:
-    """Whole pictures, from features to latents."""
+def evaluation(bench: Bench, name: str) -> float:
+    """Note the milliseconds of one of our evaluations, what pictures take by that, and where it goes; returned."""
+    conditioning = bench.decoder.condition(bench.features, bench.size)
+    taken = bench.measure(f"{name}: evaluation, ms", lambda: bench.decoder.velocity(bench.x, 0.3, conditioning))
+    bench.figures[f"{name}: turbo picture, {TURBO} evaluations, s"] = TURBO * taken / 1000
+    bench.figures[f"{name}: normal picture, {NORMAL} evaluations, s"] = NORMAL * taken / 1000
+    bench.breakdown(name, lambda: timed_evaluation(bench), "embedding, modulation vectors, rest")
+    return taken
+
+
+def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Relative, in the norm of the whole tensor."""
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def pictures(bench: Bench, name: str, normal: bool) -> torch.Tensor:
+    """Whole pictures, from features to latents; the turbo one's latents."""
     grid = (bench.sizes.grid,) * 2
-
-    def sample(decoding: Decoding) -> torch.Tensor:
-        return sample_latents(bench.decoder, bench.features, grid, decoding, 0, bench.device, bench.sizes.dtype)
-
-    kinds = [("turbo", Decoding(turbo=True))] + ([("normal", Decoding(turbo=False))] if normal else [])
-    for name, decoding in kinds:
+    latents = {}
+    for kind in ("turbo", *(["normal"] if normal else [])):
         began = time.perf_counter()
-        sample(decoding)
-        bench.figures[f"{name} picture, whole run, s"] = time.perf_counter() - began
-    if bench.device.type == "cuda":
-        bench.figures["peak memory, GB"] = torch.cuda.max_memory_allocated() / 2**30
+        decoding = Decoding(turbo=kind == "turbo")
+        latents[kind] = sample_latents(
+            bench.decoder, bench.features, grid, decoding, 0, bench.device, bench.sizes.dtype
+        )
+        bench.figures[f"{name}: {kind} picture, whole run, s"] = time.perf_counter() - began
+    return latents["turbo"]
+
+
+def eight_bits(bench: Bench, name: str, expected: torch.Tensor, latents: torch.Tensor, normal: bool) -> None:
+    """A decoder in 8 bits: its times, and how far it is from the velocity and the turbo latents of the dense one."""
+    _, products = bench.decoder.functions_for(bench.device, bench.sizes.dtype)
+    rows = products.rows_for(bench.decoder.layers[0].feed_forward.w1)
+    bench.figures[f"{name}: activations"] = "dequantized weights" if rows is None else str(rows.dtype)
+    evaluation(bench, name)
+    bench.figures[f"{name}: velocity from the dense one, relative"] = distance(bench.velocity(), expected)
+    found = pictures(bench, name, normal)
+    bench.figures[f"{name}: turbo latents from the dense one, relative"] = distance(found, latents)
 
 
 @torch.no_grad()
@@ -323,10 +334,21 @@ def main() -> None:
     else:
         print("no GPU of 24 GB or more at hand")
         return
-    bench = Bench(sizes, device)
+    figures: dict[str, object] = {}
+    bench = Bench(sizes, device, figures)
     evaluations(bench)
-    pictures(bench, arguments.normal)
-    show(f"Decoder, {name}, {sizes.dtype}, random weights", bench.figures, arguments.json)
+    expected, latents = bench.velocity(), pictures(bench, "ours", arguments.normal)
+    if device.type == "cuda":
+        figures["peak memory, GB"] = torch.cuda.max_memory_allocated() / 2**30
+    if device.type == "cpu" or torch.cuda.get_device_properties(0).total_memory >= NEEDED_FLOAT32:
+        nn.Module.float(bench.decoder)
+        bench.features = bench.features.float()
+        figures["ours: velocity from float32's, relative"] = distance(expected, bench.velocity())
+    for form in (Int8(), FP8Rows()):
+        del bench  # or two would lie on the card
+        bench = Bench(sizes, device, figures, form)
+        eight_bits(bench, form.name, expected, latents, arguments.normal)
+    show(f"Decoder, {name}, {sizes.dtype}, random weights", figures, arguments.json)
 
 
 if __name__ == "__main__":
