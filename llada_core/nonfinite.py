@@ -66,7 +66,9 @@ def nonfinite_error(part: str, module: nn.Module, dtype: torch.dtype, what: str)
         if tensor.dtype == torch.float16 and not nan:
             return InputError("precision", f"{part}: {name} beyond the range of torch.float16", "finite weights", half)
         found = f"{count} numbers that are NaN or infinite"
-        return CheckpointError(f"{part}: {name}", found, "finite weights", "Its file is damaged: download it again.")
+        return CheckpointError(
+            f"{part}: {name}", found, "finite weights", "Its file is damaged: download the checkpoint again."
+        )
     found = f"{what} beyond the range of {dtype}, from finite weights"
     if dtype == torch.float16:
         return InputError("precision", found, f"finite {what}", half)

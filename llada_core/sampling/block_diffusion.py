@@ -8,8 +8,8 @@ import torch
 
 from ..backbone.attention_kernels import Attend, sdpa
 from ..backbone.model import Backbone
-from ..backbone.nonfinite import nonfinite_error
 from ..backbone.runner import CachedRunner
+from ..nonfinite import nonfinite_error
 from ..options import Guidance, Sampling, Sprint
 from .batch import Batch, Sample
 from .guidance import merge
@@ -145,7 +145,7 @@ def read_back(runner: CachedRunner, batch: Batch, start: int, active: list[bool]
     state = torch.cat((batch.ids[:, 0, start:stop], finite), -1).tolist()
     for track, busy, (*ids, is_finite) in zip(batch.tracks, active, state, strict=True):
         if busy and not is_finite:
-            raise nonfinite_error(runner.backbone, runner.cache.keys[0].dtype)
+            raise nonfinite_error("backbone", runner.backbone, runner.cache.keys[0].dtype, "predictions")
         track.ids[start:stop] = ids
         track.rounds += busy
 

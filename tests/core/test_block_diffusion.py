@@ -183,8 +183,10 @@ def test_overflow_in_float16_says_what_to_choose(tiny, generate_one, monkeypatch
         generate_one(half, [random_ids(1, 32)], 64, image(4), dtype=torch.float16)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [(float("nan"), torch.bfloat16), (float("inf"), torch.bfloat16), (float("nan"), torch.float16)],
+)
 def test_a_weight_that_is_not_finite_is_named(value, dtype, tiny, generate_one):
     damaged = copy.deepcopy(tiny).to(dtype)
     damaged.layers[1].mlp.experts.down.weight[:, 7, 3] = value
@@ -193,3 +195,11 @@ def test_a_weight_that_is_not_finite_is_named(value, dtype, tiny, generate_one):
     ) as error:
         generate_one(damaged, [random_ids(1, 32)], 64, image(4), dtype=dtype)
     assert "bf16" not in str(error.value)
+
+
+def test_a_weight_that_float16_cannot_hold_is_no_damage(tiny, generate_one):
+    large = copy.deepcopy(tiny)
+    large.layers[1].mlp.experts.down.weight[:, 7, 3] = 1e6
+    with pytest.raises(InputError, match=r"precision: found backbone: layers\.1\..*choose bf16") as error:
+        generate_one(large.half(), [random_ids(1, 32)], 64, image(4), dtype=torch.float16)
+    assert not isinstance(error.value, CheckpointError)
