@@ -49,38 +49,38 @@ def node(kind: str, **inputs) -> dict:
     return {"class_type": kind, "inputs": inputs}
 
 
-def loader() -> dict:
-    """Load the benchmark's checkpoint as it is stored."""
-    return node("LLaDAUniLoader", checkpoint=NAME, precision="auto", attention="auto")
+def loader(weights: str) -> dict:
+    """Load the benchmark's checkpoint."""
+    return node("LLaDAUniLoader", checkpoint=NAME, precision="auto", attention="auto", weights=weights)
 
 
-def drawing(side: int, seed: int) -> dict:
+def drawing(weights: str, side: int, seed: int) -> dict:
     """Prompt to picture with the turbo decoder."""
     sample = {"steps": 8, "guidance": 2.0, "seed": seed, "thinking": False}
     return {
-        "load": loader(),
+        "load": loader(weights),
         "sample": node("LLaDAUniSample", model=["load", 0], prompt=f"fox {seed}", width=side, height=side, **sample),
         "decode": node("LLaDAUniDecode", model=["load", 0], tokens=["sample", 0], turbo=True, steps=0, seed=seed),
         "save": node("SaveImage", images=["decode", 0], filename_prefix="small_cards"),
     }
 
 
-def question(tokens: int) -> dict:
+def question(weights: str, tokens: int) -> dict:
     """A question about a picture."""
     asked = {"question": "What is shown?", "steps": 32, "max_new_tokens": tokens, "seed": 1}
     return {
-        "load": loader(),
+        "load": loader(weights),
         "image": node("LoadImage", image="example.png"),
         "answer": node("LLaDAUniImageQA", model=["load", 0], image=["image", 0], **asked),
         "show": node("PreviewAny", source=["answer", 0]),
     }
 
 
-def edit(pixels: int) -> dict:
+def edit(weights: str, pixels: int) -> dict:
     """An edit of a picture, in tokens: what follows is the decoder, as in `drawing`."""
     sample = {"width": 1024, "height": 1024, "steps": 8, "guidance": 4.0, "seed": 5, "thinking": False}
     return {
-        "load": loader(),
+        "load": loader(weights),
         "image": node("LoadImage", image="example.png"),
         "encode": node(
             "LLaDAUniEncode", model=["load", 0], image=["image", 0], purpose="edit", fit="cover", pixels=pixels
@@ -144,7 +144,7 @@ def timed(server: ComfyServer, graph: dict) -> float:
 
 def measure(comfyui: Path, folder: Path, free: float | None, arguments: argparse.Namespace) -> dict[str, object]:
     """Figures of one server."""
-    small, quick, logs = arguments.tiny, arguments.quick, arguments.logs
+    small, quick, logs, weights = arguments.tiny, arguments.quick, arguments.logs, arguments.weights
     figures: dict[str, object] = {}
     label = "" if free is None else f"{free:g} GiB free: "
     side = 64 if small else 1024
@@ -159,15 +159,19 @@ def measure(comfyui: Path, folder: Path, free: float | None, arguments: argparse
             memory.start()
             try:
                 first = "small first picture" if quick else "first picture"
-                figures[f"{label}{first}, s"] = timed(server, drawing(max(32, side // 4) if quick else side, 1))
+                figures[f"{label}{first}, s"] = timed(
+                    server, drawing(weights, max(32, side // 4) if quick else side, 1)
+                )
                 marker = len(server.log)
-                figures[f"{label}second picture, s"] = timed(server, drawing(side, 2))
+                figures[f"{label}second picture, s"] = timed(server, drawing(weights, side, 2))
                 lines = MOVED.findall(server.log[marker:])
                 figures[f"{label}brought in the second, GB"] = sum(float(now) for _, now, _ in lines)
                 figures[f"{label}brought at each use, GB"] = sum(float(away) for _, _, away in lines)
                 if not quick:
-                    figures[f"{label}question, s"] = timed(server, question(8 if small else 128))
-                    figures[f"{label}edit, tokens alone, s"] = timed(server, edit(side * side // 4 if small else 0))
+                    figures[f"{label}question, s"] = timed(server, question(weights, 8 if small else 128))
+                    figures[f"{label}edit, tokens alone, s"] = timed(
+                        server, edit(weights, side * side // 4 if small else 0)
+                    )
             finally:
                 memory.stop()
                 if logs:
@@ -183,6 +187,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="the checkpoint; written with bf16 weights where it is not there")
     parser.add_argument("--free", type=float, nargs="*", default=[24, 16, 12, 8], help="GiB, a server each")
     parser.add_argument("--option", action="append", default=[], help="more options for ComfyUI")
+    parser.add_argument("--weights", default="as stored", help="as the loader offers: 8-bit, 4-bit")
     parser.add_argument("--quick", action="store_true", help="a small first picture, no question and no edit")
     parser.add_argument("--logs", type=Path, help="a folder that takes what the servers log")
     parser.add_argument("--tiny", action="store_true", help="small sizes on the CPU")
