@@ -167,7 +167,7 @@ def measure(comfyui: Path, folder: Path, free: float | None, arguments: argparse
                 lines = MOVED.findall(server.log[marker:])
                 figures[f"{label}brought in the second, GB"] = sum(float(now) for _, now, _ in lines)
                 figures[f"{label}brought at each use, GB"] = sum(float(away) for _, _, away in lines)
-                if not quick:
+                if not quick and not arguments.pictures:
                     figures[f"{label}question, s"] = timed(server, question(weights, 8 if small else 128))
                     figures[f"{label}edit, tokens alone, s"] = timed(
                         server, edit(weights, side * side // 4 if small else 0)
@@ -188,7 +188,8 @@ def main() -> None:
     parser.add_argument("--free", type=float, nargs="*", default=[24, 16, 12, 8], help="GiB, a server each")
     parser.add_argument("--option", action="append", default=[], help="more options for ComfyUI")
     parser.add_argument("--weights", default="as stored", help="as the loader offers: 8-bit, 4-bit")
-    parser.add_argument("--quick", action="store_true", help="a small first picture, no question and no edit")
+    parser.add_argument("--pictures", action="store_true", help="no question and no edit")
+    parser.add_argument("--quick", action="store_true", help="as --pictures, and the first one small")
     parser.add_argument("--logs", type=Path, help="a folder that takes what the servers log")
     parser.add_argument("--tiny", action="store_true", help="small sizes on the CPU")
     add_json(parser)
