@@ -56,6 +56,5 @@ def open_checkpoint(name: str, precision: str, attention: str) -> HostedModel:
     check_choice("precision", precision, tuple(PRECISIONS))
     check_choice("attention", attention, ATTENTION_KINDS)
     folder = checkpoint_path(name)
-    # Until attention is a matter of a call it is part of the module.
-    key = (str(folder.resolve()), checkpoint_fingerprint(name), precision, attention)
+    key = (str(folder.resolve()), checkpoint_fingerprint(name), precision)
     return HostedModel(folder, _SHARED.get(key, precision), attention)

@@ -246,6 +246,7 @@ def test_loaders_of_one_checkpoint_share_its_parts_and_keep_nothing(in_process_h
     first.generate("a fox", 64, 64)
     assert first is not second
     assert second.get_models() == first.get_models() != []
+    assert opened(in_process_host, attention="eager").get_models() == first.get_models()
     assert opened(in_process_host, precision="bf16").get_models() == []
     held = weakref.ref(first.manager)
     del first
