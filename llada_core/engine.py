@@ -14,7 +14,7 @@ from .backbone.attention_kernels import KINDS as ATTENTION_KINDS
 from .backbone.config import BackboneConfig
 from .backbone.experts import ExpertBank
 from .backbone.keys import open_backbone
-from .checkpoint.component import Component
+from .checkpoint.component import Component, described
 from .checkpoint.layout import Layout
 from .checkpoint.weights import PickledTensors, read_json
 from .checks import PIXELS, check_count, check_flag, check_kind, check_optional, check_seed, check_size, check_text
@@ -114,8 +114,7 @@ class LLaDAUni:
         self._components: dict[str, Component] = {"backbone": open_backbone(self.layout.backbone_files(), self.config)}
         with without_partial_torchvision():
             self._open_pixel_parts()
-        for part, files in self.layout.missing.items():
-            log.info("checkpoint %s has no %s (%s)", self.layout.root.name, part, ", ".join(files))
+        log.info("checkpoint %s: %s", self.layout.root.name, described(self._components, self.layout.missing))
         if not self.layout.has("sigvq"):
             log.info("without its SigVQ embedding the token grid has no colours, and no preview is drawn of it")
 

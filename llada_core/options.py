@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from .checks import check_choice, check_count, check_flag, check_range, check_seed
 from .errors import InputError
 
+# How the layers lie in memory; `quantization.choices` says what becomes of each part.
+WEIGHTS = ("as stored", "8-bit", "4-bit")
 CONFIDENCE_KINDS = ("low_confidence", "top_k_margin", "neg_entropy")
 IMAGE_STEPS, TEXT_STEPS = 8, 32  # Sampling.steps by default: blocks of images, of text
 TURBO_STEPS, NORMAL_STEPS = 8, 50  # Decoding.steps by default

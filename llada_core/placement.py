@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import torch
 
 from .checkpoint.component import Component
+from .checks import check_choice
+from .options import WEIGHTS
 
 PRECISIONS = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 WorkingBytes = Callable[[torch.dtype], int]
@@ -50,20 +52,25 @@ class OneDevice:
 
     Args:
         device: where everything computes.
-        dtype: of weights and activations; None keeps each file's own.
+        dtype: of activations, and of weights that are not quantized; None keeps each file's own. Where one is given,
+            the FP8 release is read as it.
+        weights: one of `options.WEIGHTS`: "8-bit" and "4-bit" quantize weights while they are read.
     """
 
-    def __init__(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None):
-        self.device, self.dtype = torch.device(device), dtype
+    def __init__(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, weights: str = "as stored"
+    ):
+        check_choice("weights", weights, WEIGHTS)
+        self.device, self.dtype, self.weights = torch.device(device), dtype, weights
         self._placements: dict[str, Placement] = {}
 
     def place(self, part: str, component: Component, working_bytes: WorkingBytes) -> Placement:
         """As ComponentManager.place; working_bytes is not read."""
         if part not in self._placements:
             dtype = component.compute_dtype(self.dtype or component.dtype)
-            self._placements[part] = Placement(
-                component.load(dtype, device=self.device), self.device, dtype, resident=True
-            )
+            asked = component.asked(self.weights, part, self.dtype, self.device)
+            module = component.load(dtype, device=self.device, asked=asked)
+            self._placements[part] = Placement(module, self.device, dtype, resident=True)
         return self._placements[part]
 
     def release(self, part: str) -> None:

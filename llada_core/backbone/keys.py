@@ -6,6 +6,7 @@ import torch
 
 from ..checkpoint.component import Component
 from ..checkpoint.weights import Slot, TensorFiles, plan
+from ..quantization.choices import quantizable
 from .config import BackboneConfig
 from .model import Backbone
 
@@ -16,7 +17,12 @@ def open_backbone(files: TensorFiles, config: BackboneConfig) -> Component:
     """The backbone on the meta device, matched with its files. Raises CheckpointError as `plan` does."""
     with torch.device("meta"):
         module = Backbone(config)
-    return Component(module, files, plan(module, files, lambda key: place(key, config)), keep_float32)
+    # Gate and up are quantized each by itself, as they are released.
+    layers = quantizable(
+        "backbone", module, lambda name: config.moe_intermediate_size if name.endswith(".gate_up") else 0
+    )
+    slots = plan(module, files, lambda key: place(key, config), layers)
+    return Component(module, files, slots, keep_float32, quantizable=layers)
 
 
 def keep_float32(name: str) -> bool:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError
+from ..quantization.choices import holds
 from ..quantization.formats import Dense, Format, FP8Block, Index, Shape
 from .reading import Stretch, read
 from .weights import DOWNLOAD, OnRead, PickledTensors, Slot, TensorFiles, companions, entry_numel
@@ -79,7 +80,7 @@ def fill(
         for suffix, (index, tensor) in piece.stored.items():
             target = targets[tensor_name(piece.name, suffix)][index]
             if target.data_ptr() != tensor.data_ptr():
-                target.copy_(tensor, non_blocking=device.type == "cuda")
+                target.copy_(tensor.to(device, non_blocking=True) if device.type == "cuda" else tensor)
         done += entry_numel(piece.shape)
         if on_read:
             on_read(done, total)
@@ -206,8 +207,10 @@ def _converted(
     places = _place(wanted, whole, index)
     stored = tensors
     own = replace(wanted, part_rows=0) if isinstance(wanted, FP8Block) and shape[-2] < whole[-2] else wanted
-    if not _alike(slot.stored, own, shape):
-        tensors = {suffix: tensor.to(compute, non_blocking=True) for suffix, tensor in tensors.items()}
+    both_dense = isinstance(slot.stored, Dense) and isinstance(own, Dense)  # copying it will cast it
+    if not both_dense and not _alike(slot.stored, own, shape):
+        if holds(compute, slot.stored):
+            tensors = {suffix: tensor.to(compute, non_blocking=True) for suffix, tensor in tensors.items()}
         dense = tensors["weight"]
         if not isinstance(slot.stored, Dense):
             dtype = wanted.dtype if isinstance(wanted, Dense) else torch.float32

@@ -203,7 +203,7 @@ def plan(
     filled: dict[str, int] = dict.fromkeys(targets, 0)
     beside: set[str] = set()  # scales and the like that a weight's form asks for
     for key, entry in source.entries.items():
-        slot = place(_weight_of(key, source.entries))
+        slot = place(weight_of(key, source.entries))
         if slot is None:
             continue
         label = f"{source.label}: {entry.file.name}"
@@ -224,7 +224,7 @@ def plan(
         filled[slot.name] += entry_numel(shape)
         slots[key] = replace(slot, form=form)
     for key, entry in source.entries.items():
-        if _suffix(key) in BESIDE and key not in beside and place(_weight_of(key, source.entries)) is not None:
+        if _suffix(key) in BESIDE and key not in beside and place(weight_of(key, source.entries)) is not None:
             raise _unknown(f"{source.label}: {entry.file.name}", key)
     absent = [name for name, tensor in targets.items() if filled[name] != tensor.numel()]
     if absent:
@@ -284,7 +284,7 @@ def _suffix(key: str) -> str:
     return key.rpartition(".")[2]
 
 
-def _weight_of(key: str, entries: Mapping[str, Entry]) -> str:
+def weight_of(key: str, entries: Mapping[str, Entry]) -> str:
     """The key of the weight that a scale or the like belongs to; any other key is its own."""
     stem, _, suffix = key.rpartition(".")
     if suffix not in BESIDE:

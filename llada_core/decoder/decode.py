@@ -18,6 +18,7 @@ from ..image_tokens import UPSAMPLING
 from ..nonfinite import FiniteWatch, nonfinite_error
 from ..options import Decoding
 from ..progress import ProgressCallback
+from ..quantization.choices import quantizable
 from .flow import guide, noise_stream, normal_times, sample_normal, sample_turbo, turbo_times
 from .zimage_form import ZImageComponent, check_zimage_form, is_zimage_form
 
@@ -75,8 +76,13 @@ def open_decoder(folder: Path, features: int) -> Component:
         check_zimage_form(source.entries, module.state_dict(), label)
         return ZImageComponent(module, source, {})
     slots = plan(module, source, lambda key: Slot(_renamed(key)))
-    # The learned pad tokens may hold numbers that float16 cannot.
-    return Component(module, source, slots, keep_float32=lambda name: name.endswith("_pad_token"))
+    return Component(
+        module,
+        source,
+        slots,
+        keep_float32=lambda name: name.endswith("_pad_token"),  # they may hold numbers that float16 cannot
+        quantizable=quantizable("decoder", module),
+    )
 
 
 def open_vae(folder: Path) -> Component:

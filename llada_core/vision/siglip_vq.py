@@ -20,6 +20,7 @@ from ..checkpoint.weights import Slot, TensorFiles, need, plan, read_json
 from ..errors import CheckpointError, InputError
 from ..image_tokens import PATCH
 from ..nonfinite import nonfinite_error
+from ..quantization.choices import quantizable
 
 LABEL = "image_tokenizer"
 CODE_SLICE = 2048  # codes compared at a time: 2,500 tokens x 2,048 codes of 2,048 values take about 100 MB
@@ -174,7 +175,7 @@ def open_siglip_vq(folder: Path) -> Component:
     module = build(read_json(LABEL, folder / "config.json"))
     source = TensorFiles(LABEL, [folder / "image_tokenizer.safetensors"])
     slots = plan(module, source, lambda key: Slot(key.removeprefix("model.")))
-    return Component(module, source, slots)
+    return Component(module, source, slots, quantizable=quantizable(LABEL, module))
 
 
 def encode_working_bytes(pixels: int, dtype: torch.dtype, config: Any) -> int:

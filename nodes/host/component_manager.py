@@ -13,6 +13,7 @@ from torch import nn
 
 from ...llada_core.checks import check_choice
 from ...llada_core.engine import PRECISIONS, Component, Placement, WorkingBytes
+from ...llada_core.options import WEIGHTS
 from .attention import use_hosts_attention
 from .casting import fully_resident, keep_companions, make_castable, move_uncast_parameters
 from .dynamic_vram import Hold, PinnedCopies, file_slices, pages_weights
@@ -62,14 +63,16 @@ class HostComponentManager:
 
     Args:
         precision: "auto", "bf16", "fp16" or "fp32". auto keeps the files' type where the device computes in it.
+        weights: "as stored", "8-bit" or "4-bit": what layers become that are stored in more bits.
 
     Raises:
-        InputError: another precision; ComfyUI 0.3.64 lets any text through.
+        InputError: another precision or choice of weights; ComfyUI 0.3.64 lets any text through.
     """
 
-    def __init__(self, precision: str):
+    def __init__(self, precision: str, weights: str = "as stored"):
         check_choice("precision", precision, tuple(PRECISIONS))
-        self._dtype = PRECISIONS[precision]
+        check_choice("weights", weights, WEIGHTS)
+        self._dtype, self._weights = PRECISIONS[precision], weights
         self._parts: dict[str, _Part] = {}
         self._said: set[str] = set()
         # What the host's own classes hold of the checkpoint, for as long as anybody uses it.
@@ -116,12 +119,15 @@ class HostComponentManager:
         vae = part == "vae"
         device = management.vae_device() if vae else management.get_torch_device()
         offload = management.vae_offload_device() if vae else management.unet_offload_device()
-        dtype = component.compute_dtype(self._dtype or _native(component, device))
-        log.info("LLaDA-Uni: reading %s as %s, %.3g GB", part, dtype, component.bytes(dtype) / 1e9)
+        asked = component.asked(self._weights, part, self._dtype, device)
+        widest = component.bytes(torch.float32, asked)
+        dtype = component.compute_dtype(self._dtype or _native(component, device, widest))
+        log.info("LLaDA-Uni: reading %s %s", part, component.describe(dtype, asked))
         # What is converted on the way is converted where that is fast.
         dynamic = pages_weights(device)
-        reading = {"compute": device, "mapped": file_slices} if dynamic else {}
-        module = make_castable(component.load(dtype, _bar(), **reading), smallest=SMALL if dynamic else 0)
+        mapped = file_slices if dynamic else None
+        read = component.load(dtype, _bar(), compute=device, mapped=mapped, asked=asked)
+        module = make_castable(read, smallest=SMALL if dynamic else 0)
         if dynamic:
             # The host would copy these anew, to other addresses, whenever the part is asked for.
             move_uncast_parameters(module, device)
@@ -151,13 +157,17 @@ def _is_dynamic(patcher: ModelPatcher) -> bool:
     return hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
 
 
-def _native(component: Component, device: torch.device) -> torch.dtype:
-    """The files' type where the device computes in it, else the nearest that it does."""
+def _native(component: Component, device: torch.device, widest: int) -> torch.dtype:
+    """The files' type where the device computes in it, else the nearest that it does.
+
+    Args:
+        widest: bytes of the part with everything dense in float32.
+    """
     stored = component.dtype
     if management.is_device_cpu(device):
         # Half types are slow on a CPU. Where float32 would take over half of the memory, slow is better than none.
         room = management.get_total_memory(device) / 2
-        return torch.float32 if component.bytes(torch.float32) <= room else stored
+        return torch.float32 if widest <= room else stored
     if stored == torch.bfloat16 and not management.should_use_bf16(device):
         return torch.float16 if management.should_use_fp16(device) else torch.float32
     if stored == torch.float16 and not management.should_use_fp16(device):

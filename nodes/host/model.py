@@ -40,10 +40,10 @@ class _SharedManagers:
     def __init__(self):
         self._managers: weakref.WeakValueDictionary[tuple, HostComponentManager] = weakref.WeakValueDictionary()
 
-    def get(self, key: tuple, precision: str) -> HostComponentManager:
+    def get(self, key: tuple, precision: str, weights: str) -> HostComponentManager:
         manager = self._managers.get(key)
         if manager is None:
-            self._managers[key] = manager = HostComponentManager(precision)
+            self._managers[key] = manager = HostComponentManager(precision, weights)
         return manager
 
 
@@ -51,10 +51,10 @@ class _SharedManagers:
 _SHARED = _SharedManagers()
 
 
-def open_checkpoint(name: str, precision: str, attention: str) -> HostedModel:
+def open_checkpoint(name: str, precision: str, attention: str, weights: str) -> HostedModel:
     """Open a listed checkpoint. Raises InputError and CheckpointError as `checkpoint_path` and LLaDAUni do."""
     check_choice("precision", precision, tuple(PRECISIONS))
     check_choice("attention", attention, ATTENTION_KINDS)
     folder = checkpoint_path(name)
-    key = (str(folder.resolve()), checkpoint_fingerprint(name), precision)
-    return HostedModel(folder, _SHARED.get(key, precision), attention)
+    key = (str(folder.resolve()), checkpoint_fingerprint(name), precision, weights)
+    return HostedModel(folder, _SHARED.get(key, precision, weights), attention)

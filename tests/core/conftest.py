@@ -114,3 +114,21 @@ def edit_json() -> Callable:
         path.write_text(json.dumps(change(json.loads(path.read_text()))))
 
     return edit
+
+
+@pytest.fixture(scope="session")
+def stacked() -> Callable:
+    """stacked(tensors, suffix=""): each expert bank of a backbone's tensors as one tensor [experts, out, in]."""
+
+    def stack(tensors: dict[str, torch.Tensor], suffix: str = "") -> dict[str, torch.Tensor]:
+        rest = {key: value for key, value in tensors.items() if ".mlp.experts." not in key}
+        banks: dict[str, dict[int, torch.Tensor]] = {}
+        for key, value in tensors.items():
+            if ".mlp.experts." in key:
+                stem, _, tail = key.partition(".experts.")
+                expert, kind, leaf = tail.split(".")
+                end = suffix if leaf == "weight" else f".{leaf}"
+                banks.setdefault(f"{stem}.experts.{kind}{end}", {})[int(expert)] = value
+        return rest | {key: torch.stack([bank[e] for e in range(len(bank))]) for key, bank in banks.items()}
+
+    return stack

@@ -15,7 +15,6 @@ from llada_core.engine import LLaDAUni
 from llada_core.errors import CheckpointError
 from llada_core.image_tokens import ImageTokens
 from llada_core.options import Decoding, Sampling
-from llada_core.quantization.formats import FP8Block
 
 GRID = ImageTokens((torch.arange(4).view(2, 2),), 256)
 
@@ -34,18 +33,6 @@ def assert_same(found: torch.nn.Module, expected: torch.nn.Module) -> None:
 # Forms of the keys
 
 
-def stacked(tensors: dict, suffix: str = "") -> dict:
-    """Each expert bank as one tensor [experts, out, in]."""
-    rest = {key: value for key, value in tensors.items() if ".mlp.experts." not in key}
-    banks: dict[str, dict[int, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        if ".mlp.experts." in key:
-            stem, _, tail = key.partition(".experts.")
-            expert, kind, _ = tail.split(".")
-            banks.setdefault(f"{stem}.experts.{kind}{suffix}", {})[int(expert)] = value
-    return rest | {key: torch.stack([bank[e] for e in range(len(bank))]) for key, bank in banks.items()}
-
-
 def sibling(tensors: dict) -> dict:
     """LLaDA-Image's names."""
     names = {key: "model.language_model." + key.removeprefix("model.") for key in tensors}
@@ -56,27 +43,30 @@ def sibling(tensors: dict) -> dict:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda tensors: tensors,  # per expert, in one file without an index
-        stacked,
-        lambda tensors: stacked(tensors, ".weight"),
-        sibling,
-        lambda tensors: sibling(stacked(tensors)),
+        lambda tensors, stacked: tensors,  # per expert, in one file without an index
+        lambda tensors, stacked: stacked(tensors),
+        lambda tensors, stacked: stacked(tensors, ".weight"),
+        lambda tensors, stacked: sibling(tensors),
+        lambda tensors, stacked: sibling(stacked(tensors)),
     ],
     ids=["single file", "stacked", "stacked with .weight", "sibling", "sibling stacked"],
 )
-def test_every_form_gives_the_same_module(change, checkpoint_copy, rewrite, golden_backbone):
-    rewrite(checkpoint_copy, change)
+def test_every_form_gives_the_same_module(change, stacked, checkpoint_copy, rewrite, golden_backbone):
+    rewrite(checkpoint_copy, lambda tensors: change(tensors, stacked))
     assert_same(load_backbone(checkpoint_copy, golden_backbone.config), golden_backbone)
 
 
-@pytest.mark.parametrize("change", [lambda tensors: tensors, stacked], ids=["per expert", "stacked"])
+@pytest.mark.parametrize("per_expert", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_small_pieces_give_the_same_module(dtype, change, checkpoint_copy, rewrite, golden_backbone, monkeypatch):
+def test_small_pieces_give_the_same_module(
+    dtype, per_expert, stacked, checkpoint_copy, rewrite, golden_backbone, monkeypatch
+):
     """Large tensors are read some rows at a time, and a few are waited for; here each row, and each piece."""
     whole = load_backbone(checkpoint_copy, golden_backbone.config, dtype)
     monkeypatch.setattr(loading, "CHUNK", 1)
     monkeypatch.setattr(reading, "AHEAD", 1)
-    rewrite(checkpoint_copy, change)
+    if not per_expert:
+        rewrite(checkpoint_copy, stacked)
     assert_same(load_backbone(checkpoint_copy, golden_backbone.config, dtype), whole)
 
 
@@ -104,103 +94,6 @@ def test_a_component_loads_in_the_dtype_asked_for_but_the_router(golden_checkpoi
     assert float32 == {f"layers.{n}.mlp.gate.{leaf}" for n in (1, 2) for leaf in ("weight", "expert_bias")}
     assert component.bytes(torch.bfloat16) == sum(t.nbytes for t in module.state_dict().values())
     assert all(tensor.is_meta for tensor in component.module.state_dict().values()), "it can be loaded again"
-
-
-# FP8
-
-
-def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the FP8 release holds of a matrix: float8 values and a scale per 128 x 128 block."""
-    scale = torch.empty(-(-weight.shape[0] // 128), -(-weight.shape[1] // 128))
-    blocks = torch.empty_like(weight, dtype=torch.float8_e4m3fn)
-    for i in range(scale.shape[0]):
-        for j in range(scale.shape[1]):
-            part = (slice(128 * i, 128 * (i + 1)), slice(128 * j, 128 * (j + 1)))
-            scale[i, j] = weight[part].abs().max() / 448
-            blocks[part] = (weight[part] / scale[i, j]).to(torch.float8_e4m3fn)
-    return blocks, scale
-
-
-def dequantize(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """What such a matrix stands for."""
-    return FP8Block().dequantize({"weight": weight, "weight_scale_inv": scale}, weight.shape[-1], torch.float32)
-
-
-def fp8(tensors: dict) -> dict:
-    """The golden backbone as the FP8 release stores one: projections quantised, the rest as it was."""
-    out = {}
-    for key, value in tensors.items():
-        if (value.ndim == 2 and "_proj" in key) or (".attention." in key and value.ndim == 2):
-            out[key], out[key.removesuffix(".weight") + ".weight_scale_inv"] = quantize(value)
-        else:
-            out[key] = value
-    return out
-
-
-@pytest.mark.parametrize(("rows", "columns"), [(200, 150), (128, 256), (1, 300), (129, 127)])
-def test_blocks_that_do_not_fill_the_matrix(rows, columns):
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(rows, columns, generator=generator) * torch.rand(rows, 1, generator=generator) * 50
-    blocks, scale = quantize(weight)
-    assert scale.shape == (-(-rows // 128), -(-columns // 128))
-    found = dequantize(blocks, scale)
-    for i in range(rows):
-        expected = blocks[i].float() * scale[i // 128].repeat_interleave(128)[:columns]
-        assert torch.equal(found[i], expected)
-    assert (found - weight).norm() < 0.05 * weight.norm()
-
-
-def test_a_bank_of_blocks():
-    banks = [quantize(torch.randn(130, 140, generator=torch.Generator().manual_seed(seed))) for seed in range(3)]
-    values, scales = (torch.stack([part.float() for part in parts]) for parts in zip(*banks, strict=True))
-    found = dequantize(values.to(torch.float8_e4m3fn), scales)
-    for i, (blocks, scale) in enumerate(banks):
-        assert torch.equal(found[i], dequantize(blocks, scale))
-
-
-def test_fp8_release_is_its_dequantised_weights(checkpoint_copy, rewrite, golden_backbone):
-    rewrite(checkpoint_copy, fp8)
-    found = load_backbone(checkpoint_copy, golden_backbone.config)
-
-    def plain(tensors):
-        scales = {key: tensors.pop(key) for key in list(tensors) if key.endswith("_scale_inv")}
-        return {
-            k: dequantize(t, scales[k + "_scale_inv"]) if "float8" in str(t.dtype) else t for k, t in tensors.items()
-        }
-
-    rewrite(checkpoint_copy, plain)
-    assert_same(found, load_backbone(checkpoint_copy, golden_backbone.config))
-    quantised = 0
-    for name, weight in golden_backbone.state_dict().items():
-        error = ((found.state_dict()[name] - weight).norm() / weight.norm()).item()
-        assert error < 0.04, "three bits of mantissa"
-        quantised += error > 0
-    assert quantised == 3 * 2 + 3 + 2 * (2 + 3)  # attention, a dense MLP, and two banks and a shared MLP a layer
-
-
-def test_fp8_release_predicts_nearly_the_same(checkpoint_copy, rewrite, golden_backbone, oracle):
-    rewrite(checkpoint_copy, fp8)
-    at = torch.arange(64)
-    visible = (at[:, None] // 32 >= at // 32)[None]
-    ids = torch.randint(0, 704, (1, 64), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        logits, expected = (
-            backbone.lm_head(oracle.recomputing(backbone)(ids, at[None], visible)[0])
-            for backbone in (load_backbone(checkpoint_copy, golden_backbone.config), golden_backbone)
-        )
-    # Random routers flip at the least disturbance; weights without their scales would leave nothing alike.
-    assert torch.cosine_similarity(logits.flatten(), expected.flatten(), dim=0) > 0.9
-
-
-def test_fp8_release_loads_as_bfloat16_by_itself(checkpoint_copy, rewrite, golden_backbone):
-    def all_fp8(tensors):
-        return fp8({key: t if "_proj" in key else t.bfloat16() for key, t in tensors.items()})
-
-    rewrite(checkpoint_copy, all_fp8)
-    model = LLaDAUni(checkpoint_copy)
-    assert model.components["backbone"].dtype == torch.bfloat16
-    drawn = model.generate("fox", 64, 64, sampling=Sampling(steps=2))
-    assert drawn.tokens.sizes == [(2, 2)]
 
 
 # Checkpoints with some parts only

@@ -12,7 +12,7 @@ from dev.hosts.base_folder import CHECKPOINT_NAME
 
 # Id -> inputs in order, optional ones in brackets: promises to every shared workflow (architecture, the nodes).
 NODES = {
-    "LLaDAUniLoader": "checkpoint precision attention",
+    "LLaDAUniLoader": "checkpoint precision attention [weights]",
     "LLaDAUniEncode": "model image purpose fit [pixels]",
     "LLaDAUniSample": "model prompt width height steps guidance seed thinking [references] [sampling] [sprint]",
     "LLaDAUniSampling": "block_length threshold temperature top_k top_p guidance_rescale image_guidance thinking_steps "
