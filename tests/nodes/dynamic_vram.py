@@ -125,6 +125,12 @@ management.unload_all_models()
 unloaded = work(model)
 report["after unloading"] = [torch.equal(a, b) for a, b in zip(whole, unloaded, strict=True)]
 
+quantized = engine.LLaDAUni(Path(CHECKPOINT), managers.HostComponentManager("fp32", "4-bit"))
+alone = engine.OneDevice(management.get_torch_device(), torch.float32, "4-bit")
+pair = zip(work(quantized), work(engine.LLaDAUni(Path(CHECKPOINT), alone)), strict=True)
+report["4 bits as on one device"] = [torch.equal(a, b) for a, b in pair]
+del quantized, alone
+
 del model, manager, patchers, placed, once_more, last, part
 gc.collect()
 report["pinned memory after the model is dropped"] = len(management.PINNED_MEMORY)

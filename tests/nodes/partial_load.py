@@ -86,6 +86,7 @@ report["away that cannot be brought"] = sum(
     not isinstance(m, tuple(casting._CASTABLE_CLASSES.values())) for p in patchers.values() for m in away(p)
 )
 # The host must not load the rest while the parts work.
+loads = management.load_models_gpu
 management.load_models_gpu = lambda *arguments, **named: None
 said: list[str] = []
 listener = logging.Handler()
@@ -94,7 +95,7 @@ watched = logging.getLogger(f"{host_modules.PACK}.nodes.host.component_manager")
 watched.setLevel(logging.INFO)
 watched.addHandler(listener)
 partial = work(model)
-report["said in part"] = said
+report["said in part"] = list(said)
 report["equal"] = [torch.equal(a, b) for a, b in zip(whole, partial, strict=True)]
 
 table = casting.make_castable(torch.nn.Embedding(50, 8, dtype=torch.float32))
@@ -104,6 +105,21 @@ if "--cpu" in OPTIONS:
     OnCard.arrived = 0
     table(ids)
     report["embedding rows shipped"] = OnCard.arrived / table.weight[0].nbytes
+
+# Layers of 4 bits: codes and scales that are away are those that are there.
+quantized = engine.LLaDAUni(Path(CHECKPOINT), managers.HostComponentManager("fp32", "4-bit"))
+load_models_gpu = management.load_models_gpu
+management.load_models_gpu = loads
+there = work(quantized)
+management.unload_all_models()
+for patcher in quantized.manager.patchers():
+    patcher.partially_load(patcher.load_device, extra_memory=patcher.model_size() // 3)
+management.load_models_gpu = load_models_gpu
+banks = [m for p in quantized.manager.patchers() for m in away(p) if isinstance(m, casting.CastExpertBank)]
+report["quantized banks away"] = sum(bank.form.name == "int4" for bank in banks)
+report["equal in 4 bits"] = [torch.equal(a, b) for a, b in zip(there, work(quantized), strict=True)]
+report["4 bits are not all"] = not torch.equal(there[2], whole[2])
+del quantized, banks
 
 alive = [weakref.ref(patcher.model) for patcher in patchers.values()]
 del model, manager, patchers, patcher, table

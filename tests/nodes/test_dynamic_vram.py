@@ -33,6 +33,10 @@ def test_results_are_those_of_one_device(report):
     assert report["as on one device"] == report["again"] == report["after unloading"] == [True] * 3
 
 
+def test_quantized_layers_give_the_results_of_one_device(report):
+    assert report["4 bits as on one device"] == [True] * 3
+
+
 def test_nothing_moves_where_everything_fits(report):
     assert report["brought again"] == 0
     assert all(report["resident"].values())

@@ -67,6 +67,12 @@ def test_results_in_part_equal_results_whole(report):
     assert report["equal"] == [True, True, True, True]
 
 
+def test_quantized_layers_in_part_are_the_same(report):
+    assert report["quantized banks away"] > 0
+    assert report["equal in 4 bits"] == [True, True, True, True]
+    assert report["4 bits are not all"]
+
+
 def test_of_an_embedding_that_is_away_only_the_rows_used_are_brought(report):
     if "lazy:0" not in report["devices"]:
         pytest.skip("a GPU does not count what arrives")
