@@ -171,15 +171,15 @@ def sprint_side_by_side() -> list[Column]:
         for decode, name, title in zip(decodes, ("plain", "sprint"), ("Plain", "With SPRINT"), strict=True)
     ]
     text = (
-        "Draws one prompt twice, to see what SPRINT costs: plainly above, with SPRINT below.\n\n"
+        "Draws one prompt twice, to see what SPRINT costs: plainly, and with SPRINT.\n\n"
         "SPRINT hides the less useful part of what is already there and takes every token the model is sure of, so it "
         "needs fewer rounds. Small text in pictures suffers most.\n\n"
         "**Change the prompt in both** Sample nodes. Both Decode nodes have the same seed."
     )
     return [
         start(model, text, options),
-        Column([plain, fast], "The same prompt twice", GREEN),
-        Column(decodes, "Tokens to pixels", PURPLE),
+        Column([plain, decodes[0]], "The prompt, plainly", GREEN),
+        Column([fast, decodes[1]], "The same with SPRINT", PURPLE),
         Column(saves, "Compare", BLUE),
     ]
 
@@ -240,19 +240,19 @@ def miniature() -> list[Column]:
     sample = Box("LLaDAUniSample", {"model": model, "prompt": prompt, **size}, title="Sample: draw")
     change = {"model": model, "prompt": "make the blue star yellow", "guidance": 4.0, "references": sample, **size}
     edit = Box("LLaDAUniSample", change, title="Sample: edit")
-    decodes = [Box("LLaDAUniDecode", {"model": model, "tokens": tokens}, height=256) for tokens in (sample, edit)]
+    decodes = [Box("LLaDAUniDecode", {"model": model, "tokens": tokens}) for tokens in (sample, edit)]
     question = "Describe the picture."
-    ask = Box("LLaDAUniImageQA", {"model": model, "question": question, "image": decodes[1]}, height=290)
+    ask = Box("LLaDAUniImageQA", {"model": model, "question": question, "image": decodes[1]})
     saves = [
         Box(
             "SaveImage",
             {"images": decode, "filename_prefix": f"llada-uni/miniature-{name}"},
             name.capitalize(),
-            height=310,
+            height=270,
         )
         for decode, name in zip(decodes, ("drawn", "edited"), strict=True)
     ]
-    answer = Box("PreviewAny", {"source": ask}, title="Answer", height=180)
+    answer = Box("PreviewAny", {"source": ask}, title="Answer", height=140)
     text = (
         "**Nothing to download:** the miniature comes with the pack and takes seconds on any machine. Queue this.\n\n"
         "It draws a picture, edits its tokens without decoding them in between, and asks about the result.\n\n"
@@ -267,9 +267,9 @@ def miniature() -> list[Column]:
     )
     return [
         Column([note("What this does", text), model], "Start here", GREY),
-        Column([sample, edit], "Draw, then change", GREEN),
-        Column([*decodes, ask], "Tokens to pixels, and ask", PURPLE),
-        Column([*saves, answer], "Results", BLUE),
+        Column([sample, decodes[0]], "Draw", GREEN),
+        Column([edit, decodes[1]], "Then change", PURPLE),
+        Column([*saves, ask, answer], "Results, and ask", BLUE),
     ]
 
 

@@ -32,9 +32,9 @@ NARROW = 310  # of all others
 HEIGHTS = {"LoadImage": 300, "SaveImage": 430, "PreviewImage": 430, "PreviewAny": 300}  # what shows a picture or text
 PROMPT_LINE, PROMPT_LETTER, PROMPT_LEAST = 16, 6.6, 56  # pixels of a line and a letter of a prompt; of its box
 ROOM = {  # below or beside the widgets, for what a node shows while it runs: progress, text, preview
-    "LLaDAUniSample": 170,
-    "LLaDAUniInterleave": 230,
-    "LLaDAUniDecode": 220,
+    "LLaDAUniSample": 275,
+    "LLaDAUniInterleave": 290,
+    "LLaDAUniDecode": 285,
     "LLaDAUniImageQA": 60,
 }
 NOTE_LETTERS = 60  # in a line of a note
