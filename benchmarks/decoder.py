@@ -23,7 +23,7 @@ from torch import nn
 from llada_core.decoder.decode import AXES_LENS, sample_latents
 from llada_core.decoder.transformer import SemanticDecoder
 from llada_core.options import Decoding
-from llada_core.quantization.formats import Format, FP8Block, FP8Rows, Int8
+from llada_core.quantization.formats import Format, FP8Block, Int8
 from llada_core.quantization.modules import apply_formats
 
 from .clock import Clock, milliseconds
@@ -344,7 +344,7 @@ def main() -> None:
         nn.Module.float(bench.decoder)
         bench.features = bench.features.float()
         figures["ours: velocity from float32's, relative"] = distance(expected, bench.velocity())
-    for form in (Int8(), FP8Rows(), FP8Block()):
+    for form in (Int8(), FP8Block()):
         del bench  # or two would lie on the card
         bench = Bench(sizes, device, figures, form)
         eight_bits(bench, form.name, expected, latents, arguments.normal)

@@ -1,32 +1,31 @@
-"""Products in 8 bits: activations of 8 bits a number times weights of 8 bits, with a scale a row of each.
+"""Products in 8 bits: activations with a scale a row, in the kind of numbers that the weights are stored in.
 
-Which form computes on a device is tried once and not looked up: fp8 where torch's scaled product serves it (compute
-capability 8.9 and up), int8 in Triton (8.0 and up) or by torch's integer product (7.5 and up). Elsewhere
-`QuantizedLinear` dequantizes its weight and multiplies as a plain layer does.
+int8 in Triton (compute capability 8.0 and up) or by torch's integer product (7.5 and up), fp8 in Triton (8.9 and up).
+Which one a device computes is tried there and not looked up. Elsewhere `QuantizedLinear` dequantizes its weight and
+multiplies as a plain layer does.
 """
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import nn
 
-from ..quantization.formats import Format, FP8Rows, Int8
+from ..quantization.formats import Format, FP8Block, Int8
 from ..quantization.modules import QuantizedLinear
-from .kernels import Rows, ScaledRows
+from .kernels import PlainKernels, Rows, ScaledRows
 
 log = logging.getLogger(__name__)
 
 ROWS: Mapping[type[Format], Rows] = {
     Int8: Rows(torch.int8, scaled=True),
-    FP8Rows: Rows(torch.float8_e4m3fn, scaled=True),
+    FP8Block: Rows(torch.float8_e4m3fn, scaled=True),
 }
 # What the products ask of a layer: widths of whole tiles of the matrix units.
 MULTIPLE = 16
 PART = 2**25  # numbers of int32 that `int_mm` holds at a time
 
-# (values [n, in], scale [n, 1], weight [out, in], weight_scale [out, 1], dtype) -> [n, out] of dtype.
+# (values [n, in], scale [n, 1], weight [out, in], its scales, dtype) -> [n, out] of dtype.
 RowProduct = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.dtype], torch.Tensor]
 
 
@@ -52,7 +51,7 @@ class Products:
         """[batch, n, in] in the form of `rows_for` -> [batch, n, out] of dtype."""
         values, scale = x.values.flatten(0, -2), x.scale.flatten(0, -2)
         with linear.stored_for(values.device) as stored:
-            weight, weight_scale = stored["weight"], stored["weight_scale"]
+            weight, weight_scale = stored.values()
             out = self.functions[type(linear.form)](values, scale, weight, weight_scale, dtype)
         if linear.bias is not None:
             out += linear.bias.to(out)
@@ -72,16 +71,6 @@ def int_mm(
     return out
 
 
-def scaled_mm(
-    values: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor, dtype: torch.dtype
-) -> torch.Tensor:
-    """torch's fp8 product with a scale a row."""
-    # Sums are kept in the matrix units' own precision, which is 1.2 times as fast; see benchmarks/decoder.py.
-    return torch._scaled_mm(
-        values, weight.t(), scale_a=scale, scale_b=weight_scale.t(), out_dtype=dtype, use_fast_accum=True
-    )
-
-
 def choose_products(device: torch.device, dtype: torch.dtype, triton: bool) -> Products:
     """The 8-bit products that are right on a device.
 
@@ -93,27 +82,29 @@ def choose_products(device: torch.device, dtype: torch.dtype, triton: bool) -> P
     functions: dict[type[Format], RowProduct] = {}
     if device.type != "cuda" or torch.version.hip:
         return Products(functions)
-    candidates: list[tuple[type[Format], tuple[int, int], RowProduct]] = []
+    candidates: list[tuple[type[Format], tuple[int, int], RowProduct]] = [(Int8, (7, 5), int_mm)]
     if triton:
         from .triton_product import product8
 
-        candidates.append((Int8, (8, 0), product8))
-    candidates += [(Int8, (7, 5), int_mm), (FP8Rows, (8, 9), scaled_mm)]
+        candidates = [(Int8, (8, 0), product8), (FP8Block, (8, 9), product8), *candidates]
     capability = torch.cuda.get_device_capability(device)
     for form, least, function in candidates:
-        if form not in functions and capability >= least and _agrees(form(), function, device, dtype):
+        if form not in functions and capability >= least and agrees(form(), function, device, dtype):
             functions[form] = function
     return Products(functions)
 
 
-def _agrees(form: Any, function: RowProduct, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a product is there, and right for a few rows."""
+def agrees(form: Format, function: RowProduct, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a product is there, and right for a few rows; the log says where it is not."""
     generator = torch.Generator(device).manual_seed(0)
-    a, b = (torch.randn(n, 64, generator=generator, device=device) for n in (32, 48))
-    a, b = form.quantize(a), form.quantize(b)
-    expected = form.dequantize(a, 64, torch.float32) @ form.dequantize(b, 64, torch.float32).t()
+    x, weight = (torch.randn(n, 320, generator=generator, device=device) for n in (32, 144))
+    stored = form.quantize(weight)
+    codes, scales = stored.values()
+    rows = PlainKernels().scale_rows(x[None], ROWS[type(form)])
+    values, scale = rows.values[0], rows.scale[0]
+    expected = (values.float() * scale) @ form.dequantize(stored, 320, torch.float32).t()
     try:
-        found = function(a["weight"], a["weight_scale"], b["weight"], b["weight_scale"], dtype).float()
+        found = function(values, scale, codes, scales, dtype).float()
     except Exception as error:  # a torch or Triton that lacks it, or cannot build it, says so in many ways
         reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"
         log.warning("decoder: %s does not multiply %s weights here (%s)", function.__name__, form.name, reason)

@@ -1,67 +1,13 @@
-"""The product of 8-bit rows as a Triton kernel. Importing this file imports Triton."""
+"""The product of rows in 8 bits as a Triton kernel. Importing this file imports Triton."""
 
 import torch
 import triton
 import triton.language as tl
 
+# Tile of the result, numbers of `in` at a time, warps, stages of the pipeline: 96 KB of shared memory, which cards from
+# compute capability 8.0 on have. On an H200 wider tiles, and reading by its copy engine, are no faster.
+BLOCK_M, BLOCK_N, BLOCK_K, WARPS, STAGES = 128, 128, 128, 8, 3
 GROUP = 8  # rows of tiles that go together, so that what they read of the weight is in the cache
-# Tile of the result, numbers of `in` at a time, warps, stages of the pipeline.
-HOPPER = (128, 256, 128, 8, 4)
-OTHERS = (128, 128, 64, 8, 3)
-
-
-@triton.jit
-def _tile(rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr):
-    """Row and column of this program's tile: down a group of rows of tiles, then to the next column."""
-    program = tl.program_id(0)
-    down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
-    first = program // (GROUP * across) * GROUP
-    size = tl.minimum(down - first, GROUP)
-    within = program % (GROUP * across)
-    return (first + within % size) * BLOCK_M, within // size * BLOCK_N
-
-
-@triton.jit
-def _store(
-    sums,
-    out,
-    scale,
-    weight_scale,
-    rows,
-    columns,
-    row,
-    column,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    m, n = row + tl.arange(0, BLOCK_M), column + tl.arange(0, BLOCK_N)
-    result = sums.to(tl.float32) * tl.load(scale + m, mask=m < rows, other=0.0)[:, None]
-    result = result * tl.load(weight_scale + n, mask=n < columns, other=0.0)[None, :]
-    place = out + m[:, None].to(tl.int64) * columns + n[None, :]
-    tl.store(place, result.to(out.dtype.element_ty), mask=(m < rows)[:, None] & (n < columns)[None, :])
-
-
-@triton.jit
-def _product_tma(
-    a,
-    b,
-    out,
-    scale,
-    weight_scale,
-    rows,
-    columns,
-    width,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
-):
-    """a and b are descriptors, through which Hopper's copy engine reads; what lies outside is zero."""
-    row, column = _tile(rows, columns, BLOCK_M, BLOCK_N, GROUP)
-    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
-    for k in range(0, width, BLOCK_K):
-        sums = tl.dot(a.load([row, k]), b.load([column, k]).T, sums, out_dtype=tl.int32)
-    _store(sums, out, scale, weight_scale, rows, columns, row, column, BLOCK_M, BLOCK_N)
 
 
 @triton.jit
@@ -79,47 +25,60 @@ def _product(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
     EVEN: tl.constexpr,
+    SCALED_BLOCKS: tl.constexpr,
 ):
-    row, column = _tile(rows, columns, BLOCK_M, BLOCK_N, GROUP)
-    k = tl.arange(0, BLOCK_K)
+    """A tile of a @ b.T; programs go down a group of rows of tiles and then to the next column.
+
+    weight_scale has a number a row of b or, with SCALED_BLOCKS, a number a tile of BLOCK_N x BLOCK_K of it.
+    """
+    program = tl.program_id(0)
+    down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
+    first = program // (GROUP * across) * GROUP
+    size = tl.minimum(down - first, GROUP)
+    within = program % (GROUP * across)
+    row, column = (first + within % size) * BLOCK_M, within // size * BLOCK_N
+    m, n, k = row + tl.arange(0, BLOCK_M), column + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
     # Rows behind the last are read from the start and not stored.
-    place_a = a + ((row + tl.arange(0, BLOCK_M)) % rows).to(tl.int64)[:, None] * width + k[None, :]
-    place_b = b + ((column + tl.arange(0, BLOCK_N)) % columns).to(tl.int64)[None, :] * width + k[:, None]
-    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+    place_a = a + (m % rows).to(tl.int64)[:, None] * width + k[None, :]
+    place_b = b + (n % columns).to(tl.int64)[None, :] * width + k[:, None]
+    KIND: tl.constexpr = tl.int32 if a.dtype.element_ty == tl.int8 else tl.float32
+    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32 if SCALED_BLOCKS else KIND)
     for start in range(0, width, BLOCK_K):
         if EVEN:
             x, y = tl.load(place_a + start), tl.load(place_b + start)
         else:
             inside = start + k < width
-            x = tl.load(place_a + start, mask=inside[None, :], other=0)
-            y = tl.load(place_b + start, mask=inside[:, None], other=0)
-        sums = tl.dot(x, y, sums, out_dtype=tl.int32)
-    _store(sums, out, scale, weight_scale, rows, columns, row, column, BLOCK_M, BLOCK_N)
+            x = tl.load(place_a + start, mask=inside[None, :], other=0.0)
+            y = tl.load(place_b + start, mask=inside[:, None], other=0.0)
+        if SCALED_BLOCKS:
+            block = weight_scale + column // BLOCK_N * tl.cdiv(width, BLOCK_K) + start // BLOCK_K
+            sums += tl.dot(x, y, out_dtype=KIND).to(tl.float32) * tl.load(block)
+        else:
+            sums = tl.dot(x, y, sums, out_dtype=KIND)
+    result = sums.to(tl.float32) * tl.load(scale + m, mask=m < rows, other=0.0)[:, None]
+    if not SCALED_BLOCKS:
+        result = result * tl.load(weight_scale + n, mask=n < columns, other=0.0)[None, :]
+    place = out + m[:, None].to(tl.int64) * columns + n[None, :]
+    tl.store(place, result.to(out.dtype.element_ty), mask=(m < rows)[:, None] & (n < columns)[None, :])
 
 
 def product8(
     values: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
-    """int8 [n, in] x scale [n, 1] times (int8 [out, in] x weight_scale [out, 1]) transposed -> [n, out] of dtype.
+    """Rows in 8 bits times a weight in 8 bits, transposed.
 
-    Contiguous, `in` a multiple of 16.
+    Args:
+        values, scale: int8 or float8_e4m3fn [n, in], of which row i counts scale[i]; float32 [n, 1].
+        weight: [out, in] of the same type.
+        weight_scale: float32 [out, 1], or one for each block of 128 x 128, the last ones cut off.
+        dtype: of the result.
+
+    Returns:
+        [n, out] of dtype. All are contiguous.
     """
     (rows, width), columns = values.shape, len(weight)
     out = values.new_empty(rows, columns, dtype=dtype)
-    hopper = values.is_cuda and torch.cuda.get_device_capability(values.device)[0] == 9
-    block_m, block_n, block_k, warps, stages = HOPPER if hopper else OTHERS
-    grid = (triton.cdiv(rows, block_m) * triton.cdiv(columns, block_n),)
-    blocks = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "GROUP": GROUP}
-    if hopper:
-        from triton.tools.tensor_descriptor import TensorDescriptor
-
-        a = TensorDescriptor.from_tensor(values, [block_m, block_k])
-        b = TensorDescriptor.from_tensor(weight, [block_n, block_k])
-        _product_tma[grid](
-            a, b, out, scale, weight_scale, rows, columns, width, **blocks, num_warps=warps, num_stages=stages
-        )
-        return out
-    _product[grid](
+    _product[(triton.cdiv(rows, BLOCK_M) * triton.cdiv(columns, BLOCK_N),)](
         values,
         weight,
         out,
@@ -128,9 +87,13 @@ def product8(
         rows,
         columns,
         width,
-        **blocks,
-        EVEN=width % block_k == 0,
-        num_warps=warps,
-        num_stages=stages,
+        BLOCK_M=BLOCK_M,
+        BLOCK_N=BLOCK_N,
+        BLOCK_K=BLOCK_K,
+        GROUP=GROUP,
+        EVEN=width % BLOCK_K == 0,
+        SCALED_BLOCKS=tuple(weight_scale.shape) != (columns, 1),
+        num_warps=WARPS,
+        num_stages=STAGES,
     )
     return out

@@ -8,17 +8,17 @@ format stores it as several tensors, each under a suffix of the layer's name:
 | `Dense` | weight | any floating-point type | [..., out, in] | itself |
 | `FP8Block` | weight | float8_e4m3fn | [..., out, in] | |
 | | weight_scale_inv | float32 | [..., out blocks, in blocks] of 128 x 128 | weight x its block's scale |
-| `Int8`, `FP8Rows` | weight | int8, float8_e4m3fn | [..., out, in] | |
+| `Int8` | weight | int8 | [..., out, in] | |
 | | weight_scale | float32 | [..., out, 1] | weight x its row's scale |
 | `Int4` | weight | int8 | [..., out, ceil(in / 2)] | |
 | | weight_scale | bfloat16 | [..., groups, out] | (nibble - 8) x scale + zero |
 | | weight_zeros | bfloat16 | [..., groups, out], not where it is symmetric | |
 
-FP8Block is the FP8 release as it is. FP8Rows lies in memory only, where a card multiplies in fp8: no file has it. Int8
-is ComfyUI's `int8_tensorwise` with a scale a row, and Int4 with zeros its `awq_w4a16` (two columns a byte, the even one
-in the low four bits): a file that has `comfy_quant` beside them, a uint8 tensor of the JSON that `metadata` returns, is
-read by the host too. The host has no form for blocks of FP8 (its own has one scale a tensor), nor for 4 bits without
-zeros, which is `int4_symmetric` here, nor for a last group that is cut short.
+FP8Block is the FP8 release as it is. Int8 is ComfyUI's `int8_tensorwise` with a scale a row, and Int4 with zeros its
+`awq_w4a16` (two columns a byte, the even one in the low four bits): a file that has `comfy_quant` beside them, a uint8
+tensor of the JSON that `metadata` returns, is read by the host too. The host has no form for blocks of FP8 (its own
+has one scale a tensor), nor for 4 bits without zeros, which is `int4_symmetric` here, nor for a last group that is
+cut short.
 """
 
 import json
@@ -77,7 +77,7 @@ class Format:
 
     def bytes(self, shape: Shape) -> int:
         """Bytes of all stored tensors."""
-        return sum(torch.Size(size).numel() * dtype.itemsize for size, dtype in self.tensors(shape).values())
+        return sum(_numel(size) * dtype.itemsize for size, dtype in self.tensors(shape).values())
 
     def check(self, stored: Mapping[str, tuple[Shape, torch.dtype]], shape: Shape, label: str) -> None:
         """Raise CheckpointError unless these are the stored tensors of a weight of that shape."""
@@ -126,8 +126,10 @@ class FP8Block(Format):
     def tensors(self, shape: Shape) -> dict[str, tuple[Shape, torch.dtype]]:
         *lead, out, width = shape
         blocks = (out // self._part(out) * -(-self._part(out) // self.block), -(-width // self.block))
-        scales = ((*lead, *blocks), torch.float32)
-        return {"weight": (tuple(shape), torch.float8_e4m3fn), "weight_scale_inv": scales}
+        return {
+            "weight": (tuple(shape), torch.float8_e4m3fn),
+            "weight_scale_inv": ((*lead, *blocks), torch.float32),
+        }
 
     def quantize(self, weight: torch.Tensor, label: str = "weight") -> dict[str, torch.Tensor]:
         stored = _empty(self, weight)
@@ -198,51 +200,34 @@ class FP8Block(Format):
 
 
 @dataclass(frozen=True)
-class _Rows(Format):
-    """Codes of 8 bits with a float32 scale a row: symmetric, the largest number of a row becomes the largest code."""
+class Int8(Format):
+    """int8 with a float32 scale a row: symmetric, the largest number of a row becomes 127."""
 
-    dtype: ClassVar[torch.dtype]
-    largest: ClassVar[float]
+    name: ClassVar[str] = "int8"
+    host_format: ClassVar[str] = "int8_tensorwise"
 
     def tensors(self, shape: Shape) -> dict[str, tuple[Shape, torch.dtype]]:
-        return {"weight": (tuple(shape), self.dtype), "weight_scale": ((*shape[:-1], 1), torch.float32)}
+        return {
+            "weight": (tuple(shape), torch.int8),
+            "weight_scale": ((*shape[:-1], 1), torch.float32),
+        }
 
     def quantize(self, weight: torch.Tensor, label: str = "weight") -> dict[str, torch.Tensor]:
         stored = _empty(self, weight)
         codes, scales = stored["weight"].view(-1, weight.shape[-1]), stored["weight_scale"].view(-1, 1)
-        # A row of the largest numbers must not become infinite when it is read back.
-        most = torch.finfo(torch.float32).max / (self.largest + 1)
         for chunk, rows in _chunks(weight, label):
-            scale = (rows.abs().amax(-1, keepdim=True) / self.largest).clamp_(_SMALLEST, most)
+            # A row of the largest numbers must not become infinite when it is read back.
+            scale = (rows.abs().amax(-1, keepdim=True) / 127).clamp_(_SMALLEST, torch.finfo(torch.float32).max / 128)
             scales[chunk] = scale
-            scaled = rows / scale if self.dtype.is_floating_point else (rows / scale).round_()
-            codes[chunk] = scaled.clamp_(-self.largest, self.largest).to(self.dtype)
+            codes[chunk] = (rows / scale).round_().clamp_(-127, 127).to(torch.int8)
         return stored
 
     def dequantize(self, stored: Stored, in_features: int, dtype: torch.dtype) -> torch.Tensor:
-        return (stored["weight"].float() * stored["weight_scale"]).to(dtype)
+        dense = torch.empty(stored["weight"].shape, dtype=dtype, device=stored["weight"].device)
+        return torch.mul(stored["weight"], stored["weight_scale"], out=dense)  # one pass, in float32 inside
 
     def place(self, shape: Shape, index: Index) -> dict[str, Index]:
         return {"weight": index, "weight_scale": index}
-
-
-@dataclass(frozen=True)
-class FP8Rows(_Rows):
-    """float8_e4m3fn with a scale a row, in memory only."""
-
-    name: ClassVar[str] = "fp8_rows"
-    dtype: ClassVar[torch.dtype] = torch.float8_e4m3fn
-    largest: ClassVar[float] = FP8_MAX
-
-
-@dataclass(frozen=True)
-class Int8(_Rows):
-    """int8 with a scale a row."""
-
-    name: ClassVar[str] = "int8"
-    dtype: ClassVar[torch.dtype] = torch.int8
-    largest: ClassVar[float] = 127.0
-    host_format: ClassVar[str] = "int8_tensorwise"
 
     def metadata(self, shape: Shape) -> dict[str, object]:
         return {"format": self.host_format, **_experts(shape)}
@@ -353,6 +338,10 @@ def describe(form: Format) -> str:
 
 def _experts(shape: Shape) -> dict[str, int]:
     return {"num_experts": shape[0]} if len(shape) == 3 else {}
+
+
+def _numel(shape: Shape) -> int:
+    return torch.Size(shape).numel()
 
 
 def _empty(form: Format, weight: torch.Tensor) -> dict[str, torch.Tensor]:

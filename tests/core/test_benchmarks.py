@@ -59,6 +59,6 @@ def test_decoder(run):
     for name in ("official", "ours"):
         parts = {key for key in figures if key.startswith(f"{name}: ")}
         assert {f"{name}: products, ms", f"{name}: attention, ms", f"{name}: activation, ms"} < parts
-    for form, near in (("int8", 0.1), ("fp8_rows", 0.3)):
+    for form, near in (("int8", 0.1), ("fp8_block", 0.3)):
         assert figures[f"{form}: activations"] == "dequantized weights"
         assert 0 < figures[f"{form}: velocity from the dense one, relative"] < near

@@ -9,7 +9,7 @@ from torch import nn
 from llada_core.decoder.kernels import PlainKernels, Rows
 from llada_core.decoder.products import Products, choose_products, int_mm
 from llada_core.decoder.transformer import SemanticDecoder
-from llada_core.quantization.formats import FP8Rows, Int8
+from llada_core.quantization.formats import FP8Block, Int8
 from llada_core.quantization.modules import QuantizedLinear, apply_formats
 
 CPU = torch.device("cpu")
@@ -219,7 +219,7 @@ def with_int8_products(decoder: SemanticDecoder, dtype: torch.dtype) -> Semantic
     return decoder
 
 
-@pytest.mark.parametrize(("form", "near"), [(Int8(), 0.05), (FP8Rows(), 0.15)])
+@pytest.mark.parametrize(("form", "near"), [(Int8(), 0.05), (FP8Block(), 0.15)])
 def test_elsewhere_weights_of_8_bits_are_dequantized(decoder, form, near):
     x, features = inputs(2, 3)
     small = quantized(decoder, form)
@@ -258,6 +258,6 @@ def test_a_layer_that_is_left_dense_takes_plain_activations(decoder):
 def test_which_layers_multiply_in_8_bits():
     products = Products({Int8: int_mm})
     assert products.rows_for(QuantizedLinear(32, 48, Int8())) == Rows(torch.int8, scaled=True)
-    assert products.rows_for(QuantizedLinear(32, 48, FP8Rows())) is None
+    assert products.rows_for(QuantizedLinear(32, 48, FP8Block())) is None
     assert products.rows_for(QuantizedLinear(24, 48, Int8())) is None
     assert products.rows_for(nn.Linear(32, 48)) is None

@@ -7,8 +7,9 @@ import torch
 
 from llada_core.decoder.kernels import PlainKernels, Rows, ScaledRows, agrees, choose_kernels
 from llada_core.decoder.products import Products, choose_products, int_mm
+from llada_core.decoder.products import agrees as agrees_in_products
 from llada_core.decoder.rotary import Rotary
-from llada_core.quantization.formats import Int8
+from llada_core.quantization.formats import FP8Block, Int8
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 if DEVICE.type == "cpu":
@@ -162,7 +163,7 @@ def test_float16_ends_where_its_numbers_end(fused, draw, which):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(5, 16, 32), (130, 272, 144), (128, 256, 64)])
-def test_product_of_8_bits(draw, shape, dtype):
+def test_product_of_int8(draw, shape, dtype):
     rows, width, columns = shape
     a, b = Int8().quantize(draw(rows, width)), Int8().quantize(draw(columns, width))
     operands = a["weight"], a["weight_scale"], b["weight"], b["weight_scale"]
@@ -174,6 +175,38 @@ def test_product_of_8_bits(draw, shape, dtype):
         assert float((int_mm(*operands, dtype).double() - expected).norm() / expected.norm()) < 0.005
 
 
+@pytest.mark.parametrize("codes", [torch.int8, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("shape", [(130, 272, 144), (128, 384, 256), (20, 128, 300)])
+def test_product_of_weights_with_a_scale_a_block(draw, shape, codes):
+    """The FP8 release's blocks. int8 codes stand for fp8 where the interpreter has no arithmetic of those."""
+    if codes not in {rows.dtype for rows in FORMS}:
+        pytest.skip("fp8 needs a GPU of compute capability 8.9")
+    rows, width, columns = shape
+    a = PlainKernels().scale_rows(draw(1, rows, width), Rows(codes, scaled=True))
+    if codes == torch.int8:
+        weight = draw(columns, width).mul(40).round().clamp(-127, 127).to(codes)
+        scales = draw(-(-columns // 128), -(-width // 128)).abs()
+    else:
+        weight, scales = FP8Block().quantize(draw(columns, width)).values()
+    wide = scales.repeat_interleave(128, 0)[:columns].repeat_interleave(128, 1)[:, :width]
+    expected = dense(a)[0].double() @ (weight.double() * wide).t()
+    found = product8(a.values[0], a.scale[0], weight, scales, torch.float32)
+    assert float((found.double() - expected).norm() / expected.norm()) < (1e-6 if codes == torch.int8 else 1e-3)
+
+
+def test_a_wrong_product_is_not_used(caplog):
+    assert agrees_in_products(Int8(), int_mm, DEVICE, torch.float32)
+    assert not caplog.records
+    assert not agrees_in_products(Int8(), lambda *operands: 1.1 * int_mm(*operands), DEVICE, torch.float32)
+    assert "wrong products of int8 weights" in caplog.text
+
+    def missing(*operands):
+        raise RuntimeError("no such kernel")
+
+    assert not agrees_in_products(Int8(), missing, DEVICE, torch.float32)
+    assert "missing does not multiply int8 weights here (RuntimeError: no such kernel)" in caplog.text
+
+
 # The choice
 
 
@@ -182,7 +215,8 @@ def test_product_of_8_bits(draw, shape, dtype):
 def test_a_gpu_takes_the_fused_kernels(dtype, caplog):
     assert type(choose_kernels(DEVICE, dtype, (HEADS, DIM), INNER)).__name__ == "TritonKernels"
     products = choose_products(DEVICE, dtype, triton=True)
-    assert Int8 in products.functions
+    assert products.functions[Int8] is product8
+    assert (FP8Block in products.functions) == (torch.cuda.get_device_capability() >= (8, 9))
     assert not caplog.records
 
 

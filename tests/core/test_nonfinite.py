@@ -6,7 +6,7 @@ from torch import nn
 
 from llada_core.errors import CheckpointError, InputError
 from llada_core.nonfinite import FiniteWatch, nonfinite_error
-from llada_core.quantization.formats import FP8Rows, Int8
+from llada_core.quantization.formats import FP8Block, Int8
 from llada_core.quantization.modules import QuantizedLinear
 
 BAD = [float("nan"), float("inf"), float("-inf")]
@@ -81,19 +81,19 @@ def test_finite_weights_blame_the_range(dtype, remedy):
     assert remedy in str(error)
 
 
-@pytest.mark.parametrize("form", [Int8(), FP8Rows()])
+@pytest.mark.parametrize("form", [Int8(), FP8Block()])
 def test_scales_of_quantized_weights_are_looked_at(form):
     layer = QuantizedLinear(4, 3, form)
     for suffix, tensor in form.quantize(torch.randn(3, 4)).items():
         getattr(layer, suffix).data.copy_(tensor)
     assert not isinstance(nonfinite_error("decoder", layer, torch.bfloat16, "latents"), CheckpointError)
-    layer.weight_scale.data[1] = float("nan")
+    list(layer.parameters())[1].data[0] = float("nan")
     assert "decoder: weight_scale" in str(nonfinite_error("decoder", layer, torch.bfloat16, "latents"))
 
 
 def test_a_damaged_weight_of_8_bits_is_found():
-    layer = QuantizedLinear(4, 3, FP8Rows())
-    layer.weight_scale.data.fill_(1)
+    layer = QuantizedLinear(4, 3, FP8Block())
+    layer.weight_scale_inv.data.fill_(1)
     layer.weight.data.copy_(torch.zeros(3, 4))
     layer.weight.data.view(torch.uint8)[0, 0] = 0x7F  # NaN
     assert "decoder: weight:" in str(nonfinite_error("decoder", layer, torch.bfloat16, "latents"))

@@ -12,7 +12,6 @@ from llada_core.quantization import int4
 from llada_core.quantization.formats import (
     Dense,
     FP8Block,
-    FP8Rows,
     Int4,
     Int8,
     decode_metadata,
@@ -24,7 +23,6 @@ from llada_core.quantization.formats import (
 FORMATS = [
     Dense(torch.float32),
     FP8Block(),
-    FP8Rows(),
     Int8(),
     *(Int4(size, symmetric) for size in (64, 128) for symmetric in (False, True)),
 ]
@@ -68,14 +66,6 @@ def back(form, weight: torch.Tensor) -> torch.Tensor:
 def test_int8_is_within_half_a_step(weight):
     step = weight.abs().amax(-1, keepdim=True) / 127
     assert ((back(Int8(), weight) - weight).abs() <= step * 0.501).all()
-
-
-@given(weights())
-@settings(max_examples=40, deadline=None)
-def test_rows_of_fp8_have_three_bits_behind_the_first(weight):
-    scale = FP8Rows().quantize(weight)["weight_scale"]
-    bound = torch.maximum(weight.abs() / 16, scale * 2.0**-10) * 1.001
-    assert ((back(FP8Rows(), weight) - weight).abs() <= bound).all()
 
 
 @given(weights())
