@@ -29,7 +29,7 @@ from llada_core.quantization.grouped import can_group
 from llada_core.sampling.batch import Sample
 from llada_core.sampling.block_diffusion import GenerationConfig, Output, generate, prepare
 
-from .support import add_json, load_oracle, show
+from .support import add_json, load_oracle, released_backbone, show
 
 NEEDED = 79e9  # bytes: what a card sold as 80 GB has
 GB = 2**30
@@ -51,25 +51,8 @@ class Sizes:
 
 def released() -> Sizes:
     """docs/model.md, Parts to 3; the decoder's and VAE's fields are those of Z-Image and the Flux family."""
-    backbone = BackboneConfig(
-        vocab_size=173_568,
-        image_token_offset=157_184,
-        hidden_size=2048,
-        num_hidden_layers=20,
-        num_attention_heads=16,
-        num_key_value_heads=4,
-        head_dim=128,
-        intermediate_size=5120,
-        moe_intermediate_size=512,
-        num_experts=256,
-        num_experts_per_tok=8,
-        n_group=8,
-        topk_group=4,
-        rope_theta=600_000,
-        max_position_embeddings=16_384,
-    )
     return Sizes(
-        backbone,
+        released_backbone(),
         {"dim": 3840, "n_layers": 30, "n_refiner_layers": 2, "n_heads": 30, "n_kv_heads": 30},
         {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "norm_num_groups": 32},
         features=4096,

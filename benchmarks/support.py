@@ -9,6 +9,8 @@ from types import ModuleType
 
 import torch
 
+from llada_core.backbone.config import BackboneConfig
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -18,6 +20,27 @@ def load_oracle() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def released_backbone() -> BackboneConfig:
+    """The released sizes of the backbone (docs/model.md, Backbone)."""
+    return BackboneConfig(
+        vocab_size=173_568,
+        image_token_offset=157_184,
+        hidden_size=2048,
+        num_hidden_layers=20,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        head_dim=128,
+        intermediate_size=5120,
+        moe_intermediate_size=512,
+        num_experts=256,
+        num_experts_per_tok=8,
+        n_group=8,
+        topk_group=4,
+        rope_theta=600_000,
+        max_position_embeddings=16_384,
+    )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -1,13 +1,16 @@
 """The backbone: a block-causal mixture-of-experts transformer (docs/model.md, Backbone)."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..quantization.kernel_switch import KernelSwitch
 from . import attention_kernels
 from .cache import IndexedCache, PrefixCache, PrunedPrefix
 from .config import BackboneConfig
-from .experts import Experts, Router
+from .experts import MLP, MixtureOfExperts, try_routing
 
 
 def rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
@@ -67,47 +70,18 @@ def apply_rotary_emb(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, size
     return x * cos + torch.cat((second, first, rest), -1) * sin
 
 
-class MLP(nn.Module):
-    """SiLU-gated MLP: the dense layers and the shared experts."""
-
-    def __init__(self, hidden: int, inner: int):
-        super().__init__()
-        self.gate_proj = nn.Linear(hidden, inner, bias=False)
-        self.up_proj = nn.Linear(hidden, inner, bias=False)
-        self.down_proj = nn.Linear(inner, hidden, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [..., hidden] -> [..., hidden]."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class MixtureOfExperts(nn.Module):
-    """Routed experts plus the shared one."""
-
-    def __init__(self, config: BackboneConfig):
-        super().__init__()
-        self.gate = Router(config)
-        self.experts = Experts(config)
-        inner = config.moe_intermediate_size * config.num_shared_experts
-        self.shared_experts = MLP(config.hidden_size, inner)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [rows, n, hidden] -> [rows, n, hidden]."""
-        flat = x.flatten(0, 1)
-        routed = self.experts(flat, *self.gate(flat))
-        return routed.to(x.dtype).view_as(x) + self.shared_experts(x)
-
-
 class Layer(nn.Module):
     """Pre-norm block."""
 
-    def __init__(self, config: BackboneConfig, index: int):
+    def __init__(self, config: BackboneConfig, index: int, kernels: KernelSwitch):
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.attention = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         dense = index < config.first_k_dense_replace
-        self.mlp = MLP(config.hidden_size, config.intermediate_size) if dense else MixtureOfExperts(config)
+        self.mlp = (
+            MLP(config.hidden_size, config.intermediate_size, kernels) if dense else MixtureOfExperts(config, kernels)
+        )
 
     def forward(self, x, *attention_arguments) -> torch.Tensor:
         """x [rows, n, hidden] -> [rows, n, hidden]."""
@@ -126,7 +100,8 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+        kernels = KernelSwitch(partial(try_routing, config))
+        self.layers = nn.ModuleList(Layer(config, i, kernels) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 

@@ -36,7 +36,7 @@ def grouped_product(
         [n, out] of the pairs' type.
     """
     if isinstance(form, Dense) and can_group(stored["weight"], pairs.dtype):
-        return torch._grouped_mm(pairs, stored["weight"].transpose(1, 2), offs=ends)
+        return torch._grouped_mm(pairs, stored["weight"].to(pairs.dtype).transpose(1, 2), offs=ends)
     if pairs.device.type == "cpu":
         return _looped(form, stored, pairs, ends, shape)
     return _batched(form, stored, pairs, ends, most if most <= FEW_TOKENS else None, shape)
@@ -50,11 +50,11 @@ def waits_for_device(form: Format, weight: torch.Tensor, dtype: torch.dtype, mos
 
 
 def can_group(bank: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether torch has a kernel for the grouped product of this bank: bf16, rows of 16 bytes, Hopper or Blackwell.
+    """Whether torch has a kernel for this bank's grouped product as `dtype`: bf16, rows of 16 bytes, Hopper, Blackwell.
 
     Elsewhere, and on Windows, torch computes it one expert after the other, and reads their sizes back for that.
     """
-    if not bank.is_cuda or not bank.dtype == dtype == torch.bfloat16 or bank.shape[-1] % 8 or bank.shape[-2] % 8:
+    if not bank.is_cuda or dtype != torch.bfloat16 or bank.shape[-1] % 8 or bank.shape[-2] % 8:
         return False
     if not hasattr(torch, "_grouped_mm") or torch.version.hip or sys.platform == "win32":
         return False

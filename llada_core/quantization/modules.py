@@ -1,13 +1,18 @@
 """Layers whose weights are stored in a format: what a host sees, moves and keeps off the card."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .formats import Dense, Format
+from .formats import Dense, Format, Stored
+from .kernel_switch import KernelSwitch
+
+# Rows up to which a linear layer's product takes as long as reading its weights; beyond, dequantizing them once and
+# torch's own product are faster.
+FEW_ROWS = 256
 
 
 class StoredWeight(nn.Module):
@@ -44,7 +49,8 @@ class StoredWeight(nn.Module):
     def _allocate(self, device: torch.device | None) -> None:
         for suffix, (shape, dtype) in self.form.tensors(self.shape).items():
             empty = torch.empty(shape, dtype=dtype, device=device)
-            self.register_parameter(suffix, nn.Parameter(empty, requires_grad=False))
+            # Only a dense weight can be trained.
+            self.register_parameter(suffix, nn.Parameter(empty, requires_grad=isinstance(self.form, Dense)))
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
         """Codes and scales go to other devices, never to other types: `module.bfloat16()` means the rest."""
@@ -67,10 +73,19 @@ class QuantizedLinear(StoredWeight):
         in_features, out_features: as in nn.Linear.
         form: how the weight is stored.
         bias: whether there is one.
+        kernels: whether Triton's kernels run; layers of one module share it.
     """
 
-    def __init__(self, in_features: int, out_features: int, form: Format, bias: bool = False):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        form: Format,
+        bias: bool = False,
+        kernels: KernelSwitch | None = None,
+    ):
         super().__init__((out_features, in_features), form)
+        self.kernels = kernels or KernelSwitch()
         self.in_features, self.out_features = in_features, out_features
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
 
@@ -78,7 +93,24 @@ class QuantizedLinear(StoredWeight):
         """x [..., in] -> [..., out] of x's type."""
         bias = None if self.bias is None else self.bias.to(x)
         with self.stored_for(x.device) as stored:
+            if x.numel() // self.in_features <= FEW_ROWS and self.kernels.usable(x):
+                from . import launch
+
+                if launch.can_take(self.form, x):
+                    flat = x.reshape(-1, self.in_features)
+                    out = launch.product(self.form, stored, flat, (1, *self.shape)).view(*x.shape[:-1], -1)
+                    return out if bias is None else out + bias
             return F.linear(x, self.form.dequantize(stored, self.in_features, x.dtype), bias)
+
+
+def stored_of(layer: nn.Linear | StoredWeight, device: torch.device) -> tuple[Format, AbstractContextManager[Stored]]:
+    """The format of a layer's weight, and the context in which its stored tensors are on the device.
+
+    An nn.Linear is dense; one that a host has made castable has a `stored_for` of its own.
+    """
+    form = layer.form if isinstance(layer, StoredWeight) else Dense(layer.weight.dtype)
+    own = getattr(layer, "stored_for", None)
+    return form, nullcontext({"weight": layer.weight.to(device)}) if own is None else own(device)
 
 
 def apply_formats(module: nn.Module, choose: Callable[[str, tuple[int, ...]], Format | None]) -> nn.Module:
@@ -88,6 +120,7 @@ def apply_formats(module: nn.Module, choose: Callable[[str, tuple[int, ...]], Fo
         module: changed in place: an nn.Linear becomes a QuantizedLinear, a StoredWeight (an expert bank) another form.
         choose: (the layer's name, the dense weight's shape) -> its format; None leaves the layer as it is.
     """
+    kernels = KernelSwitch()
     for name, layer in list(module.named_modules()):
         if isinstance(layer, StoredWeight):
             form = choose(name, layer.shape)
@@ -97,7 +130,8 @@ def apply_formats(module: nn.Module, choose: Callable[[str, tuple[int, ...]], Fo
             form = choose(name, tuple(layer.weight.shape))
             if form is not None:
                 owner, _, leaf = name.rpartition(".")
+                sizes = layer.in_features, layer.out_features
                 with layer.weight.device:
-                    new = QuantizedLinear(layer.in_features, layer.out_features, form, layer.bias is not None)
+                    new = QuantizedLinear(*sizes, form, layer.bias is not None, kernels)
                 setattr(module.get_submodule(owner), leaf, new.train(layer.training))
     return module

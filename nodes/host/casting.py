@@ -87,6 +87,15 @@ class CastLinear(_Cast, nn.Linear, _Base):
         with _brought(self, x.device, x.dtype) as (weight, bias):
             return F.linear(x, weight, bias)
 
+    @contextmanager
+    def stored_for(self, device: torch.device) -> Iterator[Mapping[str, torch.Tensor]]:
+        """The weight on the device, for kernels that take several layers at once."""
+        if not _away(self):
+            yield {"weight": self.weight}
+            return
+        with _brought(self, device, self.weight.dtype) as (weight, _):
+            yield {"weight": weight}
+
 
 class CastConv2d(_Cast, nn.Conv2d, _Base):
     """nn.Conv2d with weights that may be away."""

@@ -62,3 +62,15 @@ def test_decoder(run):
     for form, near in (("int8", 0.1), ("fp8_block", 0.3)):
         assert figures[f"{form}: activations"] == "dequantized weights"
         assert 0 < figures[f"{form}: velocity from the dense one, relative"] < near
+
+
+def test_quantization_error(run):
+    """More bits, a smaller error; and the search for clippings pays in every column."""
+    figures = run("quantization_error", "--rows", "8")
+    lines = {name: [float(value) for value in line.split()] for name, line in figures.items() if name}
+    by_bits = sorted(lines.values())
+    assert by_bits[-1][1] < by_bits[0][1]
+    for name, line in lines.items():
+        if "search True" in name:
+            other = lines[name.replace("search True", "search False")]
+            assert all(found < plain for found, plain in zip(line[1:], other[1:], strict=True))

@@ -16,7 +16,7 @@ EXPERTS, OUT, IN = 9, 144, 200
 def bank_of(form, seed: int = 0) -> tuple[ExpertBank, torch.Tensor]:
     """A bank with weights, and the dense weights that it stands for."""
     weight = torch.randn(EXPERTS, OUT, IN, generator=torch.Generator().manual_seed(seed)) * 0.1
-    bank = ExpertBank(EXPERTS, OUT, IN, form)
+    bank = ExpertBank(EXPERTS, OUT, IN, form).requires_grad_(False)
     stored = form.quantize(weight)
     for suffix, tensor in stored.items():
         getattr(bank, suffix).copy_(tensor)
@@ -96,7 +96,7 @@ def test_few_pairs_are_never_counted(monkeypatch):
 @forms
 def test_quantized_linear(form):
     weight = torch.randn(144, 70, generator=torch.Generator().manual_seed(1))
-    layer = QuantizedLinear(70, 144, form, bias=True)
+    layer = QuantizedLinear(70, 144, form, bias=True).requires_grad_(False)
     for suffix, tensor in form.quantize(weight).items():
         getattr(layer, suffix).copy_(tensor)
     layer.bias.normal_()
