@@ -56,10 +56,10 @@ class Component:
         """The type that most of the dense weights have in the files, which activations take; bfloat16 without any."""
         sizes: dict[torch.dtype, int] = {}
         for key, slot in self.slots.items():
-            # The FP8 release keeps little else: what it was made from was bfloat16.
-            found = slot.form.dtype if isinstance(slot.form, Dense) else torch.bfloat16
-            sizes[found] = sizes.get(found, 0) + entry_numel(self.source.entries[key].shape)
-        return max(sizes, key=lambda dtype: sizes[dtype])
+            if isinstance(slot.stored, Dense):
+                dtype = slot.stored.dtype
+                sizes[dtype] = sizes.get(dtype, 0) + entry_numel(self.source.entries[key].shape)
+        return max(sizes, key=lambda dtype: sizes[dtype], default=torch.bfloat16)
 
     @property
     def stored(self) -> dict[type[Format], int]:

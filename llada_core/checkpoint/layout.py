@@ -1,5 +1,6 @@
 """What lies where in a checkpoint folder, and what is missing (docs/model.md, Files)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,10 @@ from .weights import TensorFiles, read_json
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 DOWNLOAD_COMMAND = "hf download inclusionAI/LLaDA2.0-Uni --local-dir <the checkpoint's folder>"
+
+# A converted folder's config.json says so under this key; what each layer is stored as, its file says beside it.
+QUANTIZATION = "llada_uni_quantization"
+QUANTIZATION_VERSION = 1
 
 # Part -> the files that make it up; of a tuple, any one. Everything else a checkpoint may lack and still open.
 _PARTS: dict[str, list[str | tuple[str, ...]]] = {
@@ -41,12 +46,22 @@ class Layout:
 
     @classmethod
     def open(cls, root: Path) -> "Layout":
-        """Look at a folder. Raises CheckpointError where the backbone or its tokenizer is not there."""
+        """Look at a folder.
+
+        Raises CheckpointError where the backbone or its tokenizer is not there, or where a conversion of another
+        version wrote it.
+        """
         root = Path(root)
         for name in ("config.json", "tokenizer.json"):
             if not (root / name).is_file():
                 remedy = f"Download the checkpoint: {DOWNLOAD_COMMAND}"
                 raise CheckpointError("checkpoint", f"no {name} in {root.name}", "a LLaDA2.0-Uni folder", remedy)
+        check_quantization(read_json("backbone", root / "config.json"))
+        return cls.look(root)
+
+    @classmethod
+    def look(cls, root: Path) -> "Layout":
+        """Which parts are in a folder, whatever else is."""
         missing = {}
         for part, files in _PARTS.items():
             absent = [names for names in files if not any((root / n).is_file() for n in _options(names))]
@@ -65,6 +80,11 @@ class Layout:
     def has(self, part: str) -> bool:
         """Whether all files of a part are there."""
         return part not in self.missing
+
+    def part_files(self, part: str) -> list[Path]:
+        """The files of a part that is there, relative to the folder: of several names for one, that which is there."""
+        chosen = [[name for name in _options(names) if (self.root / name).is_file()] for names in _PARTS[part]]
+        return [Path(names[0]) for names in chosen]
 
     @staticmethod
     def files(root: Path) -> list[Path]:
@@ -97,6 +117,18 @@ class Layout:
                 raise CheckpointError(f"backbone: {INDEX}", repr(outside[0]), "file names of this folder", remedy)
             return TensorFiles("backbone", [self.root / name for name in names], listed)
         return TensorFiles("backbone", [self.root / SINGLE])
+
+
+def check_quantization(config: Mapping[str, object]) -> None:
+    """Raise CheckpointError where config.json says that its folder was converted in a way that is not known here."""
+    if QUANTIZATION not in config:
+        return
+    found = config[QUANTIZATION]
+    version = found.get("version") if isinstance(found, dict) else None
+    if version != QUANTIZATION_VERSION:
+        label, what = "checkpoint: config.json", f"{QUANTIZATION} of version {version!r}"
+        remedy = "Update this pack, or convert the released checkpoint again with this one."
+        raise CheckpointError(label, what, f"version {QUANTIZATION_VERSION}", remedy)
 
 
 def _options(names: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ class Piece:
         index: which part of the dense weight it is, as in `weights.Slot`.
         shape: of that part of the dense weight.
         key: of the weight in its file.
+        form: the wanted one, for this part alone.
         stored: suffix -> where the tensor lies in the wanted form's, and the tensor.
         source: the file's form, and its tensors by suffix, valid until the next piece is asked for.
     """
@@ -40,8 +41,16 @@ class Piece:
     index: Index
     shape: Shape
     key: str
+    form: Format
     stored: dict[str, tuple[Index, torch.Tensor]]
     source: tuple[Format, dict[str, torch.Tensor]]
+
+    def dense(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The part as the file has it and as it is stored now, both dense float32."""
+        form, tensors = self.source
+        now = {suffix: tensor for suffix, (_, tensor) in self.stored.items()}
+        width = self.shape[-1] if self.shape else 1
+        return form.dequantize(tensors, width, torch.float32), self.form.dequantize(now, width, torch.float32)
 
 
 def fill(
@@ -221,6 +230,7 @@ def _converted(
         index,
         shape,
         key,
+        own,
         {suffix: (places[suffix], tensor) for suffix, tensor in stored.items()},
         (slot.stored, tensors),
     )
