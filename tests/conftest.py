@@ -79,3 +79,13 @@ def comfy_server(comfyui, tmp_path_factory):
 
     with ComfyServer(comfyui, tmp_path_factory.mktemp("comfyui"), ("--preview-method", "latent2rgb")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def zimage_server(comfyui, request):
+    """That server where it knows Z-Image, which the decoder as one of its own models needs; skips elsewhere."""
+    from dev.hosts.server import knows_zimage
+
+    if not knows_zimage(comfyui):
+        pytest.skip("this ComfyUI does not know Z-Image")
+    return request.getfixturevalue("comfy_server")

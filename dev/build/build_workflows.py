@@ -4,7 +4,8 @@ Each workflow is said once, below. Usage, after any change here or to a schema:
 
     python -m dev.build.build_workflows
 
-The thumbnails show what the miniature makes of each, which takes a minute.
+The thumbnails show what the miniature makes of each, which takes a minute. Those of the decoder's own workflows want a
+ComfyUI that knows Z-Image (`COMFYUI_PATH`); without one they stay as they are.
 """
 
 import json
@@ -14,38 +15,23 @@ from pathlib import Path
 from PIL import Image
 
 from dev.hosts.in_process import InProcessHost
+from dev.hosts.server import ComfyServer, find_comfyui, knows_zimage
 
-from . import blueprints
+from . import blueprints, decoder_workflows
 from .graph_forms import Box, Column, Workflow, note
 from .pictures import draw_help, draw_thumbnail
 from .schemas import ROOT, everything
-from .showcase import pictures_of, run
+from .showcase import Pictures, pictures_of, pictures_on_server, run
+from .workflow_parts import BLUE, FOX, GREEN, GREY, PURPLE, STREET, loader, start
 
 OUT = ROOT / "workflows"
-CHECKPOINT = "LLaDA2.0-Uni"
-ADDRESS = "https://huggingface.co/inclusionAI/LLaDA2.0-Uni"
-BLUE, GREEN, PURPLE, GREY = "#3f789e", "#8A8", "#88A", "#777"
-
-FOX = "A red fox asleep on a mossy stone wall at dawn, low mist over the fields behind it, soft side light, photograph"
 RIDDLE = (
     "The national bird of New Zealand shaking hands with the animal on the flag of Wales, children's book illustration"
 )
 POSTER = 'A poster of a lighthouse in a storm, with the words "KEEP THE LIGHT" in large white letters'
-STREET = "A narrow street in an old harbour town after rain, lanterns, wet cobblestones, evening, oil painting"
 STORY = (
     "Tell a short story, in words and pictures, about a small robot that finds a seed and grows a garden on the moon."
 )
-
-
-def loader() -> Box:
-    """Load LLaDA-Uni."""
-    return Box("LLaDAUniLoader", {"checkpoint": CHECKPOINT})
-
-
-def start(model: Box, text: str, *more: Box) -> Column:
-    """The first column: what to read, and the checkpoint."""
-    where = f"**Checkpoint:** put its folder under models/llada_uni and choose it here. [Download]({ADDRESS})"
-    return Column([note("What this does", f"{text}\n\n{where}"), model, *more], "Start here", GREY)
 
 
 def text_to_image() -> list[Column]:
@@ -283,6 +269,7 @@ WORKFLOWS = {
     "sprint-side-by-side": sprint_side_by_side,
     "turbo-and-normal": turbo_and_normal,
     "story": story,
+    **decoder_workflows.WORKFLOWS,
 }
 
 
@@ -299,6 +286,7 @@ HELP = {
     "LLaDAUniJoinTokens": "edit-two-references",
     "LLaDAUniSaveTokens": "turbo-and-normal",
     "LLaDAUniLoadTokens": None,
+    **decoder_workflows.HELP,
 }
 
 
@@ -333,6 +321,11 @@ def help_pictures(workflows: dict[str, Workflow]) -> dict[Path, Image.Image]:
     return found
 
 
+def save_thumbnail(workflow: Workflow, shown: Pictures) -> None:
+    """Draw a workflow's thumbnail into its file."""
+    draw_thumbnail(workflow, shown).save(OUT / f"{workflow.name}.jpg", quality=90, subsampling=0, optimize=True)
+
+
 def main() -> None:
     """Write everything."""
     workflows = build()
@@ -341,9 +334,16 @@ def main() -> None:
         path.write_text(text, encoding="utf-8")
     with tempfile.TemporaryDirectory() as base:
         host = InProcessHost(Path(base))
-        for name, workflow in workflows.items():
-            shown = pictures_of(workflow, run(host, name, workflow.api())[1])
-            draw_thumbnail(workflow, shown).save(OUT / f"{name}.jpg", quality=90, subsampling=0, optimize=True)
+        for name in workflows.keys() - decoder_workflows.WORKFLOWS.keys():
+            shown = pictures_of(workflows[name], run(host, name, workflows[name].api())[1])
+            save_thumbnail(workflows[name], shown)
+    comfyui = find_comfyui()
+    if comfyui is not None and knows_zimage(comfyui):
+        with tempfile.TemporaryDirectory() as base, ComfyServer(comfyui, Path(base)) as server:
+            for name in decoder_workflows.WORKFLOWS:
+                save_thumbnail(workflows[name], pictures_on_server(server, workflows[name]))
+    else:
+        print("The decoder's workflows keep their thumbnails: they are drawn on a ComfyUI that knows Z-Image.")
     for path, picture in help_pictures(workflows).items():
         picture.save(path, optimize=True)
     print(f"{len(workflows)} workflows and {len(HELP)} help pictures written")

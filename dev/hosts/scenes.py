@@ -14,6 +14,10 @@ FIRST = Scene(
 )
 SECOND = Scene((Thing("star", "yellow", "small", "above"),), "green")
 PICTURES = {"example.png": FIRST, "example-2.png": SECOND}  # in the host's input folder
+# The first with its left half painted over: transparent, as the host's mask editor leaves it.
+MASKED, MASK = "masked.png", (0, 0, 128, 192)  # file, and left, top, right, bottom in pixels
+LORA = "random.safetensors"  # in the host's loras folder: small random updates of the miniature's turbo decoder
+ENLARGED = {"larger": 2}  # workflows whose pictures are so many times the size of their scene
 
 _PAIR = Scene((Thing("star", "blue", "large", "above"), Thing("diamond", "red", "small", "below")), "black")
 _EDITED = _PAIR.with_things((replace(_PAIR.things[0], colour="yellow"), _PAIR.things[1]))
@@ -27,6 +31,7 @@ _TRIO = Scene(
 )
 _HERO = Thing("diamond", "purple", "large", "left")
 _CIRCLE, _SQUARE = FIRST.things
+_YELLOW = FIRST.with_things((replace(_CIRCLE, colour="yellow"), _SQUARE))
 
 
 def _drawn(scene: Scene) -> str:
@@ -44,6 +49,11 @@ PROMPTS = {
     "image-qa": "Describe the picture.",
     "sprint-side-by-side": _drawn(_PAIR),
     "turbo-and-normal": _drawn(_PAIR),
+    "decoder-with-ksampler": _drawn(_PAIR),
+    "edit-keeps-the-photo": "make the circle yellow",
+    "edit-in-a-mask": "make the circle yellow",
+    "larger": _drawn(_PAIR),
+    "with-lora": _drawn(_PAIR),
     "story": "Tell a story: a large purple diamond on the left on a white background moves to the centre and then to "
     "the right.",
 }
@@ -51,11 +61,16 @@ PROMPTS = {
 SHOWN = {
     "text-to-image": [_PAIR],
     "thinking-text-to-image": [_TRIO],
-    "edit": [FIRST.with_things((replace(_CIRCLE, colour="yellow"), _SQUARE))],
+    "edit": [_YELLOW],
     "edit-two-references": [FIRST.with_things((*FIRST.things, *SECOND.things))],
     "image-qa": [],
     "sprint-side-by-side": [_PAIR, _PAIR],
     "turbo-and-normal": [_PAIR, _PAIR],
+    "decoder-with-ksampler": [_PAIR, _PAIR],
+    "edit-keeps-the-photo": [_YELLOW],
+    "edit-in-a-mask": [_YELLOW],
+    "larger": [_PAIR],
+    "with-lora": [_PAIR],
     "miniature": [_PAIR, _EDITED],
     "story": [Scene((replace(_HERO, place=place),), "white") for place in ("left", "centre", "right")],
 }
@@ -87,7 +102,11 @@ def for_miniature(workflow: str, graph: dict) -> dict:
         if kind == "LLaDAUniLoader":
             inputs["checkpoint"] = CHECKPOINT
         elif kind == "LoadImage":
-            inputs["image"] = next(pictures)
+            inputs["image"] = MASKED if workflow == "edit-in-a-mask" else next(pictures)
+        elif kind == "LoraLoaderModelOnly":
+            inputs["lora_name"] = LORA
+        elif kind == "KSampler" and workflow in ENLARGED and inputs["denoise"] < 1:
+            inputs["denoise"] = 0.05  # the miniature has seen pictures of one size alone
         elif kind == "LLaDAUniSample":
             inputs |= {"width": SIDE, "height": SIDE}
         if kind in _ASKED:

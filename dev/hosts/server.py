@@ -19,6 +19,7 @@ import websocket
 
 from .base_folder import ROOT, make_base
 
+ZIMAGE_NODES = ("LLaDAUniDecoderModel", "LLaDAUniConditioning", "LLaDAUniDecoderGuidance", "LLaDAUniDecoderSchedule")
 PACK = "llada-uni"  # the folder name under custom_nodes
 START_SECONDS = 180
 
@@ -44,6 +45,11 @@ def find_python(comfyui: Path) -> str:
 def knows_zimage(comfyui: Path) -> bool:
     """Whether a ComfyUI has the model that Load Decoder and the nodes around it need."""
     return "class ZImage(" in (comfyui / "comfy" / "supported_models.py").read_text(encoding="utf-8")
+
+
+def needs_zimage(graph: dict) -> bool:
+    """Whether an API graph has nodes that only such a ComfyUI offers."""
+    return any(node["class_type"] in ZIMAGE_NODES for node in graph.values())
 
 
 @dataclass

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dev.hosts.server import find_python, knows_zimage
+from dev.hosts.server import ZIMAGE_NODES, find_python, knows_zimage
 
-NODES = ("LLaDAUniDecoderModel", "LLaDAUniConditioning", "LLaDAUniDecoderGuidance", "LLaDAUniDecoderSchedule")
 EXACT = 1e-5  # relative, float32; 1e-4 is asked for
 
 
@@ -148,8 +147,8 @@ def test_a_controlnet_controls(patched):
 def test_the_nodes_are_offered_where_they_work_and_the_log_says_once_where_not(comfyui, comfy_server):
     offered = comfy_server.get("/object_info")
     if knows_zimage(comfyui):
-        assert set(NODES) <= set(offered)
+        assert set(ZIMAGE_NODES) <= set(offered)
         assert "are not offered" not in comfy_server.log
     else:
-        assert not set(NODES) & set(offered)
+        assert not set(ZIMAGE_NODES) & set(offered)
         assert comfy_server.log.count("does not know Z-Image, which 0.3.75 and newer do") == 1

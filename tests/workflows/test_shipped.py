@@ -23,6 +23,11 @@ EXPECTED = {
     "sprint-side-by-side",
     "turbo-and-normal",
     "story",
+    "decoder-with-ksampler",
+    "edit-keeps-the-photo",
+    "edit-in-a-mask",
+    "larger",
+    "with-lora",
 }
 
 
