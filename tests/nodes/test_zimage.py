@@ -152,3 +152,13 @@ def test_the_nodes_are_offered_where_they_work_and_the_log_says_once_where_not(c
     else:
         assert not set(ZIMAGE_NODES) & set(offered)
         assert comfy_server.log.count("does not know Z-Image, which 0.3.75 and newer do") == 1
+
+
+def test_the_benchmark_runs(host, tmp_path):
+    """Its small sizes; the figures of the released width are for people to read."""
+    file = tmp_path / "figures.json"
+    options = [str(host), "--tiny", "--cpu", "--json", str(file)]
+    command = [find_python(host), "-m", "benchmarks.native_decoder", *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert float(json.loads(file.read_text())["figures"]["largest relative difference"]) < 1e-4

@@ -5,32 +5,18 @@ Usage of such a script: python <script> <ComfyUI folder> <checkpoint> <work fold
 
 import dataclasses
 import importlib
-import importlib.util
 import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+from dev.hosts.inside import enter, pack
+
 COMFYUI, CHECKPOINT, WORK, *OPTIONS = sys.argv[1:]
-sys.argv = ["main.py", *OPTIONS]
-sys.path.insert(0, COMFYUI)
-importlib.import_module("comfy.options").enable_args_parsing()
-importlib.import_module("utils.extra_config")  # first, as in main.py: another library brings a `utils` too
+KEPT = enter(COMFYUI, OPTIONS)
 core = importlib.import_module("nodes")
-
-# As the host loads a pack: under a name of its own, whatever its folder is called.
-PACK, ROOT = "pack_under_test", Path(__file__).resolve().parents[2]
-spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
-sys.modules[PACK] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sys.modules[PACK])
-
-
-def pack(name: str):
-    """A module of the pack: "llada_core.engine"."""
-    return importlib.import_module(f"{PACK}.{name}")
-
-
 native, zimage, managers = (
     pack(f"nodes.{name}") for name in ("native_decoder", "host.zimage.decoder", "host.component_manager")
 )

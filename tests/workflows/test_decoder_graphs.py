@@ -1,4 +1,4 @@
-"""What the decoder's own workflows promise beyond a right picture, on the miniature in a real ComfyUI that knows Z-Image."""
+"""What the decoder's own workflows promise beyond a right picture: the miniature in a ComfyUI that knows Z-Image."""
 
 import copy
 import json
