@@ -1,10 +1,11 @@
 """The workflows around the decoder as one of ComfyUI's own models, for hosts that know Z-Image."""
 
 from .graph_forms import Box, Column
-from .workflow_parts import BLUE, FOX, GREEN, GREY, PURPLE, STREET, loader, start
+from .workflow_parts import BLUE, FOX, GREEN, PURPLE, STREET, loader, start
 
 TURBO = {"steps": 8, "cfg": 1.0, "sampler_name": "lcm", "scheduler": "simple"}
 NORMAL = {"steps": 49, "cfg": 2.0, "sampler_name": "euler", "scheduler": "simple"}
+SHOWN = 340  # height of a box that shows a picture beside many others
 CHANGE = "Make it a winter day with deep snow, keep everything else as it is"
 
 
@@ -33,7 +34,7 @@ def pixels(latents: Box, loaded: Box) -> Box:
 
 def saved(images: Box, name: str, title: str = "") -> Box:
     """Save Image."""
-    return Box("SaveImage", {"images": images, "filename_prefix": f"llada-uni/{name}"}, title=title)
+    return Box("SaveImage", {"images": images, "filename_prefix": f"llada-uni/{name}"}, title=title, height=SHOWN)
 
 
 def edited(model: Box, picture: Box) -> tuple[Box, Box]:
@@ -74,11 +75,9 @@ def with_ksampler() -> list[Column]:
     names = ("turbo", "normal")
     saves = [saved(picture, f"ksampler-{name}", name.capitalize()) for picture, name in zip(drawn, names, strict=True)]
     return [
-        start(model, text),
+        start(model, text, turbo, normal),
         Column([sample, given], "What to draw", GREEN),
-        Column([turbo, normal], "Decoders", GREY),
-        Column([guided, levels, euler], "For the normal one", GREY),
-        Column([fast, fine], "Samplers", PURPLE),
+        Column([guided, levels, euler, fast, fine], "Turbo's sampler above, normal's below", PURPLE),
         Column([drawn[0], saves[0], drawn[1], saves[1]], "Compare", BLUE),
     ]
 
@@ -103,10 +102,8 @@ def keeps_the_photo() -> list[Column]:
     )
     return [
         start(model, text, picture),
-        Column([encode, sample], "What to change", GREEN),
-        Column([given, normal], "Tokens, and the decoder", GREY),
-        Column([photo, start_from, guided], "Start from the photo", PURPLE),
-        Column([draw], "Draw", PURPLE),
+        Column([encode, sample, given], "What to change", GREEN),
+        Column([normal, guided, photo, start_from, draw], "Start from the photo", PURPLE),
         Column([result, saved(result, "keeps-the-photo")], "Result", BLUE),
     ]
 
@@ -137,11 +134,9 @@ def in_a_mask() -> list[Column]:
     )
     return [
         start(model, text, picture),
-        Column([encode, sample], "What to change", GREEN),
-        Column([given, turbo], "Tokens, and the decoder", GREY),
-        Column([photo, as_image, cut, mask], "Photo and mask at its size", PURPLE),
-        Column([start_from, masked, draw], "Draw in the mask", PURPLE),
-        Column([drawn, result, saved(result, "in-a-mask")], "Result", BLUE),
+        Column([encode, sample, given], "What to change", GREEN),
+        Column([turbo, photo, as_image, cut, mask, start_from, masked], "Photo and mask at its size", PURPLE),
+        Column([draw, drawn, result, saved(result, "in-a-mask")], "Draw in the mask", BLUE),
     ]
 
 
@@ -166,12 +161,10 @@ def larger() -> list[Column]:
         "**denoise** of the second sampler: more draws more detail and strays further from the tokens."
     )
     return [
-        start(model, text),
+        start(model, text, turbo),
         Column([sample, given], "What to draw", GREEN),
-        Column([turbo, near], "Decoder", GREY),
-        Column([first, twice], "Draw and enlarge", PURPLE),
-        Column([second, result], "Refine", PURPLE),
-        Column([saved(result, "larger")], "Result", BLUE),
+        Column([first, twice, near, second], "Draw, enlarge, refine", PURPLE),
+        Column([result, saved(result, "larger")], "Result", BLUE),
     ]
 
 
@@ -192,9 +185,8 @@ def with_lora() -> list[Column]:
         "Files with the names of diffusers, of Z-Image's release and of kohya's trainer are read."
     )
     return [
-        start(model, text),
+        start(model, text, turbo, lora),
         Column([sample, given], "What to draw", GREEN),
-        Column([turbo, lora], "Decoder and LoRA", GREY),
         Column([draw], "Draw", PURPLE),
         Column([result, saved(result, "with-lora")], "Result", BLUE),
     ]

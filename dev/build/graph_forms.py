@@ -40,8 +40,8 @@ ROOM = {  # below or beside the widgets, for what a node shows while it runs: pr
     "LLaDAUniInterleave": 290,
     "LLaDAUniDecode": 285,
     "LLaDAUniImageQA": 60,
-    "KSampler": 260,
-    "SamplerCustom": 260,
+    "KSampler": 40,
+    "SamplerCustom": 40,
 }
 NOTE_LETTERS = 60  # in a line of a note
 ON_THE_FORM = {  # the widgets that app mode shows of a node
