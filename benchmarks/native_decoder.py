@@ -92,7 +92,7 @@ def engines(folder: Path, sizes: Sizes, side: int, device: torch.device, dtype: 
     """Velocities of the engine's decoder at TIMES, seconds and memory of one."""
     decoder = pack("llada_core.decoder.decode").open_decoder(folder, sizes.features).load(dtype).to(device)
     features, x = inputs(sizes, side, device)
-    conditioning = decoder.condition(features.to(dtype))
+    conditioning = decoder.condition(features.to(dtype), tuple(x.shape[2:]))
     found = [decoder.velocity(x[:, :, None], t, conditioning)[:, :, 0].cpu() for t in TIMES]
     seconds, peak = timed(lambda: decoder.velocity(x[:, :, None], TIMES[1], conditioning), device)
     return {"velocities": found, "seconds": seconds, "peak": peak}
