@@ -24,7 +24,7 @@ SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 # The models here are tiny: a second thread costs more than it gives.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test release-check clean
+.PHONY: demo test campaign release-check clean
 
 demo: $(VENV)/is-ready $(HOST)
 	$(BIN)/python -m dev.hosts.demo
@@ -35,6 +35,10 @@ test: $(VENV)/is-ready $(HOST)
 	@mkdir -p $(VENV)/types && ln -sfn "$(CURDIR)" $(VENV)/types/llada_uni
 	MYPYPATH=$(VENV)/types $(BIN)/mypy -p llada_uni.llada_core -p llada_uni.nodes
 	$(BIN)/python -m pytest
+
+# Hostile graphs, damaged files, interrupts and long use, in full: hours. CAMPAIGN="--graphs 500 --soak 0" for less.
+campaign: $(VENV)/is-ready $(HOST)
+	$(BIN)/python -m tests.hostile.campaign $(CAMPAIGN)
 
 # What is missing for publishing to the registry. Publishes nothing.
 release-check: $(VENV)/is-ready

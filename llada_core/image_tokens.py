@@ -90,6 +90,8 @@ def load_tokens(path: Path) -> ImageTokens:
     """Read a token file back. Raises InputError where it is none, is damaged, or holds codes outside its codebook."""
     remedy = "Choose a file written by Save Image Tokens."
     try:
+        if not path.is_file():
+            raise FileNotFoundError("there is none of that name")
         with safe_open(str(path), framework="pt") as file:
             size = (file.metadata() or {}).get("codebook_size", "")
             names = sorted(file.keys(), key=lambda name: (len(name), name))

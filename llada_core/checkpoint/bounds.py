@@ -7,6 +7,7 @@ is laid out, without memory, in seconds. What is within them is compared with th
 """
 
 import json
+import math
 import pickletools
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -58,6 +59,26 @@ LIMITS = {
     "image_size": 2**14,  # pixels each way of the table of positions
     "sample_size": 2**14,
 }
+# Fields that a library takes as they come, and that nothing looks at before the first picture.
+NUMBERS = {
+    "rope_theta",
+    "t_scale",
+    "norm_eps",
+    "layer_norm_eps",
+    "rms_norm_eps",
+    "attention_dropout",
+    "scaling_factor",
+    "shift_factor",
+}
+FLAGS = {
+    "qk_norm",
+    "attention_bias",
+    "force_upcast",
+    "mid_block_add_attention",
+    "use_quant_conv",
+    "use_post_quant_conv",
+}
+TEXTS = {"act_fn", "hidden_act"}
 LIST_LENGTH = 64  # of lists in a configuration: blocks of a VAE, channels, axes
 
 # All that torch.save names for a dictionary of tensors.
@@ -80,10 +101,30 @@ def check_sizes(label: str, name: str, config: Mapping[str, Any]) -> None:
         if isinstance(value, int) and abs(value) > most:
             remedy = "No model has such sizes. Download the file again from the model's own page."
             raise CheckpointError(f"{label}: {name}", f"{field} = {shown(value)}", f"at most {most}", remedy)
-    for field, value in config.items():
+    for field, value in _fields(config):
+        wanted = next((kind for names, kind in _KINDS if field in names), None)
+        if wanted and value is not None and not _is(value, wanted):
+            raise CheckpointError(f"{label}: {name}", f"{field} = {shown(value)}", wanted, "Download the file again.")
         if field in LIMITS and isinstance(value, (list, dict)) and len(value) > LIST_LENGTH:
             found = f"{len(value)} values of {field}"
             raise CheckpointError(f"{label}: {name}", found, f"at most {LIST_LENGTH}", "Download the file again.")
+
+
+_KINDS = ((NUMBERS, "a finite number"), (FLAGS, "true or false"), (TEXTS, "a name"))
+
+
+def _is(value: Any, wanted: str) -> bool:
+    if wanted == "a finite number":
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, bool if wanted == "true or false" else str)
+
+
+def _fields(value: Any) -> Iterator[tuple[str, Any]]:
+    """Every field of a JSON object and of the objects in it."""
+    for name, part in value.items():
+        yield name, part
+        if isinstance(part, dict):
+            yield from _fields(part)
 
 
 def _numbers(value: Any, field: str = "") -> Iterator[tuple[str, int | float]]:

@@ -330,7 +330,10 @@ def read_json(label: str, path: Path) -> dict:
         ) from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{label}: {path.name}", type(value).__name__, "a JSON object", DOWNLOAD)
-    check_sizes(label, path.name, value)
+    try:
+        check_sizes(label, path.name, value)
+    except RecursionError as error:
+        raise CheckpointError(f"{label}: {path.name}", "JSON nested too deeply", "a JSON object", DOWNLOAD) from error
     return value
 
 

@@ -19,6 +19,7 @@ ALIGN = 32  # every side is a multiple of this: two patches, as the 2x decoder w
 MAX_EDIT_RATIO = 4  # of the sides of an edit's candidate sizes
 MAX_RATIO = 200  # of the sides of any image; beyond it, covering an aligned size takes gigabytes
 MAX_PIXELS = 4096**2
+MAX_IMAGE = 2**28  # pixels of an image before resizing, 16,384 each way; a tensor of strides 0 may claim any number
 OVERSHOOT = 1.0  # how far sharp resizing may push a value outside 0...1; beyond, it is no image in 0...1 at all
 
 PREPROCESSOR = "image_tokenizer: preprocessor_config.json"
@@ -173,8 +174,8 @@ def to_picture(image: torch.Tensor) -> Image.Image:
     """One float image [H, W, 3 or 4] in 0...1 -> 8-bit RGB, transparency composited over white.
 
     Raises:
-        InputError: no such tensor, a side of 0, sides more than 200:1 apart, or values that are not finite or far
-            outside 0...1; a little outside, as sharp resizing leaves them, they are clamped.
+        InputError: no such tensor, a side of 0, sides more than 200:1 apart, more than 268 million pixels, or values
+            that are not finite or far outside 0...1; a little outside, as sharp resizing leaves them, they are clamped.
     """
     expected = "a float image [height, width, 3 or 4]"
     if not isinstance(image, torch.Tensor) or not image.is_floating_point() or image.ndim != 3:
@@ -187,6 +188,8 @@ def to_picture(image: torch.Tensor) -> Image.Image:
     if min(height, width) == 0 or max(height, width) > MAX_RATIO * min(height, width):
         found = f"{width}x{height} pixels"
         raise InputError("image", found, f"sides of at least 1 pixel and at most {MAX_RATIO}:1", "Crop or resize it.")
+    if height * width > MAX_IMAGE:
+        raise InputError("image", f"{width}x{height} pixels", f"at most {MAX_IMAGE} pixels", "Crop or resize it.")
     values = image.detach().to("cpu", torch.float32)
     # A comparison that NaN fails, so that one test finds NaN, infinities and values out of range.
     if not bool(((values >= -OVERSHOOT) & (values <= 1 + OVERSHOOT)).all()):

@@ -1,0 +1,278 @@
+"""Where hostile graphs run: a real server over HTTP, or the nodes in this process; and what came of each."""
+
+import gc
+import hashlib
+import inspect
+import json
+import shutil
+import threading
+import time
+import urllib.error
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from PIL import Image
+
+from dev.hosts.server import ComfyServer, Rejected
+from tests.hostile.graphs import shipped
+
+REFUSED, ERROR, RIGHT, HOST, FAULT = (
+    "refused (400)",
+    "clear error",
+    "right result",
+    "error of a core node",
+    "FAULT",
+)
+CLEAR = ("InputError", "CheckpointError")
+RUN_SECONDS = 90  # a run that takes longer is interrupted, and has to end then
+SILENT_SECONDS = 60
+ANYTHING = Path(__file__).with_name("anything")
+SEEDED = ("LLaDAUniSample", "LLaDAUniImageQA", "LLaDAUniInterleave")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a graph: one of the five kinds, and a word on it."""
+
+    kind: str
+    detail: str = ""
+
+
+def reseeded(graph: dict, seed: int) -> dict:
+    """A graph that the host runs anew and that gives the same: at temperature 0 the seeds of texts change nothing."""
+    return {
+        node: data | {"inputs": data["inputs"] | ({"seed": seed} if data["class_type"] in SEEDED else {})}
+        for node, data in graph.items()
+    }
+
+
+class ServerHost:
+    """A real ComfyUI.
+
+    Args:
+        server: it, with the base folder that `prepare` made.
+    """
+
+    def __init__(self, server: ComfyServer):
+        self.server = server
+        self._process = psutil.Process(server._process.pid)
+
+    @staticmethod
+    def prepare(base: Path) -> Path:
+        """A base folder with the node whose output fits every socket."""
+        shutil.copytree(ANYTHING, base / "custom_nodes" / "anything", dirs_exist_ok=True)
+        return base
+
+    @property
+    def base(self) -> Path:
+        """The host's base folder."""
+        return self.server.base
+
+    def run(self, graph: dict) -> Outcome:
+        """Queue a graph and look at what comes of it."""
+        timer = threading.Timer(RUN_SECONDS, lambda: self.server.post("/interrupt"))
+        began = time.monotonic()
+        timer.start()
+        try:
+            run = self.server.run(graph, timeout=SILENT_SECONDS)
+        except Rejected as rejected:
+            took = time.monotonic() - began
+            return Outcome(REFUSED if took < 10 else FAULT, f"{took:.1f} s: {rejected}"[:300])
+        except (OSError, urllib.error.HTTPError, RuntimeError) as error:
+            return Outcome(FAULT, f"{type(error).__name__}: {error}")
+        except Exception as error:  # the websocket's own
+            return Outcome(FAULT, f"no word for {SILENT_SECONDS} s ({type(error).__name__})")
+        finally:
+            timer.cancel()
+        if run.status == "interrupted":
+            took = time.monotonic() - began
+            return Outcome(RIGHT if took < RUN_SECONDS + 10 else FAULT, f"interrupted, ended after {took:.1f} s")
+        if run.status == "error":
+            node, kind = run.error.get("node_type", ""), run.error.get("exception_type", "").rpartition(".")[2]
+            text = f"{node}: {kind}: {run.error.get('exception_message', '')}"[:300]
+            if not node.startswith("LLaDAUni"):
+                return Outcome(HOST, text)
+            return Outcome(ERROR if kind in CLEAR else FAULT, text)
+        return self._look(run)
+
+    def _look(self, run) -> Outcome:
+        for shown in run.outputs.values():
+            for image in shown.get("images", []):
+                path = self.base / image["type"] / image["subfolder"] / image["filename"]
+                with Image.open(path) as picture:
+                    picture.load()
+                    if min(picture.size) < 32:
+                        return Outcome(FAULT, f"a picture of {picture.size}")
+            if not all(isinstance(text, str) for text in shown.get("text", [])):
+                return Outcome(FAULT, f"texts {shown['text']!r:.100}")
+        return Outcome(RIGHT)
+
+    def result(self, graph: dict) -> str:
+        """A digest of all that a graph shows and saves. Raises RuntimeError where it fails."""
+        run = self.server.run(graph, timeout=SILENT_SECONDS)
+        if run.status != "success":
+            raise RuntimeError(f"a graph as shipped ended in {run.status}: {run.error.get('exception_message')}")
+        return self.digest(run)
+
+    def digest(self, run) -> str:
+        """A digest of what a run showed and saved: pixels and texts."""
+        digest = hashlib.sha256()
+        for node in sorted(run.outputs):
+            for image in run.outputs[node].get("images", []):
+                with Image.open(self.base / image["type"] / image["subfolder"] / image["filename"]) as picture:
+                    digest.update(repr(picture.size).encode() + picture.tobytes())
+            digest.update(json.dumps(run.outputs[node].get("text", [])).encode())
+        return digest.hexdigest()
+
+    def answers(self) -> bool:
+        """Whether the server still does."""
+        try:
+            return bool(self.server.get("/system_stats"))
+        except OSError:
+            return False
+
+    def let_go(self) -> None:
+        """Have the host drop what it caches, its models and its history."""
+        self.server.post("/history", {"clear": True})
+        self.server.post("/free", {"unload_models": True, "free_memory": True})
+        time.sleep(2)
+
+    def rss(self) -> int:
+        """Bytes of memory that the server's process holds."""
+        return self._process.memory_info().rss
+
+
+class ProcessHost:
+    """The nodes in this process, with as much of a host's validation as decides what reaches a node."""
+
+    def __init__(self, host):
+        self.host = host
+
+    @property
+    def base(self) -> Path:
+        """The folder for models, input and output."""
+        return self.host.base
+
+    def run(self, graph: dict) -> Outcome:
+        """Validate and run a graph, and look at what comes of it."""
+        try:
+            graph, complaint = self._validated(graph)
+        except (TypeError, KeyError, IndexError, RecursionError) as error:  # as a host answers to these
+            complaint = f"{type(error).__name__}: {error}"
+        if complaint:
+            return Outcome(REFUSED, complaint)
+        try:
+            done = self.host.run(graph)
+        except Exception as error:
+            cause = error.__cause__ or error
+            text = f"{error} ({type(cause).__name__})"[:300]
+            if "LLaDAUni" not in str(error):
+                return Outcome(HOST, text)
+            return Outcome(ERROR if type(cause).__name__ in CLEAR else FAULT, text)
+        for node, data in graph.items():
+            if data["class_type"] == "SaveImage":
+                for call in done[node]:
+                    for path in call:
+                        Image.open(path).load()
+        return Outcome(RIGHT)
+
+    def _validated(self, graph: dict) -> tuple[dict, str]:
+        """The graph without inputs that no node has, and why it would be refused, "" where it would not."""
+        kept = {}
+        for node, data in graph.items():
+            kind = data["class_type"]
+            if not kind.startswith("LLaDAUni"):
+                if kind == "HostileAnything" or not kind:
+                    return graph, f"no node {kind}"
+                kept[node] = data
+                continue
+            if kind not in self.host.node_ids:
+                return graph, f"no node {kind}"
+            cls = self.host.node_class(kind)
+            specs = {spec.id: spec for spec in cls.define_schema().inputs}
+            inputs = {name: value for name, value in data["inputs"].items() if name in specs}
+            missing = [name for name, spec in specs.items() if not spec.optional and name not in inputs]
+            if missing:
+                return graph, f"{missing[0]} is missing"
+            complaint = self._complaint(cls, specs, inputs, graph)
+            if complaint:
+                return graph, complaint
+            kept[node] = data | {"inputs": inputs}
+        return kept, "there is a circle" if _circular(kept) else ""
+
+    def _complaint(self, cls: type, specs: dict, inputs: dict[str, Any], graph: dict) -> str:
+        linked = {}
+        for name, value in inputs.items():
+            if isinstance(value, list):
+                if len(value) != 2:
+                    return f"{name} is a bad link"
+                source = graph[value[0]]["class_type"]
+                if source in self.host.node_ids:
+                    outputs = self.host.node_class(source).define_schema().outputs
+                    linked[name] = outputs[value[1]].get_io_type()
+                    if linked[name] != specs[name].get_io_type():
+                        return f"{name} is linked to {linked[name]}"
+                else:
+                    linked[name] = specs[name].get_io_type()
+        known = inspect.getfullargspec(cls.validate_inputs).args if "validate_inputs" in vars(cls) else []
+        if not known:
+            return ""
+        given = {name: None if name in linked else value for name, value in inputs.items() if name in known}
+        answer = cls.validate_inputs(input_types=linked, **given)
+        return "" if answer is True else str(answer)
+
+    def result(self, graph: dict) -> str:
+        """A digest of all that a graph shows and saves."""
+        done = self.host.run(graph)
+        digest = hashlib.sha256()
+        for node in sorted(graph):
+            if graph[node]["class_type"] == "SaveImage":
+                for path in sorted(path for call in done[node] for path in call):
+                    with Image.open(path) as picture:
+                        digest.update(repr(picture.size).encode() + picture.tobytes())
+            elif graph[node]["class_type"] == "PreviewAny":
+                digest.update(repr(done[node]).encode())
+        return digest.hexdigest()
+
+    def answers(self) -> bool:
+        """It does as long as this process lives."""
+        return True
+
+    def let_go(self) -> None:
+        """Drop what nobody refers to."""
+        gc.collect()
+
+    def rss(self) -> int:
+        """Bytes of memory of this process."""
+        return psutil.Process().memory_info().rss
+
+
+def _circular(graph: dict) -> bool:
+    done, open_ = set(), set()
+
+    def visit(node: str) -> bool:
+        if node in open_:
+            return True
+        if node in done:
+            return False
+        open_.add(node)
+        links = [v[0] for v in graph[node]["inputs"].values() if isinstance(v, list) and len(v) == 2]
+        found = any(visit(source) for source in links if source in graph)
+        open_.discard(node)
+        done.add(node)
+        return found
+
+    return any(visit(node) for node in graph)
+
+
+def footprint(base: Path, ignore: Callable[[Path], bool]) -> set[str]:
+    """Every file and folder at and under a folder, but for what `ignore` says."""
+    return {str(path) for path in base.rglob("*") if not ignore(path)}
+
+
+def controls(host) -> dict[str, str]:
+    """Shipped graph -> the digest of what it gives undisturbed."""
+    return {name: host.result(reseeded(graph, 0)) for name, graph in shipped().items()}

@@ -1,0 +1,226 @@
+"""Three parts of the campaign that need a host: hostile graphs, interrupts, and a long mixed use."""
+
+import copy
+import shutil
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+from dev.hosts.base_folder import CHECKPOINT, CHECKPOINT_NAME, ROOT
+from dev.hosts.scenes import CHECKPOINT as MINIATURE
+from tests.hostile.graphs import MARKER, SIDE, hostile, shipped
+from tests.hostile.hosts import FAULT, RIGHT, ServerHost, controls, footprint, reseeded
+
+CONTROL_EVERY = 50  # graphs between two that must give what they always give
+WITHIN = 1.05  # of the memory before
+GROWTH = 1.02  # of the memory after the first twenty runs of the soak, of which the allocator's own wandering is one
+SETTLED = 20
+SLOW_SECONDS = 10.0  # of a graph that is worth a line
+STOP_SECONDS = 2.0  # after an interrupt was answered: a round here takes milliseconds, a request as many
+
+
+@dataclass
+class Report:
+    """What was tried and what came of it.
+
+    Attributes:
+        part: "graphs", "files", "interrupts" or "soak".
+        counts: outcome -> how often.
+        faults: what is wrong, a line each.
+        notes: figures.
+    """
+
+    part: str
+    counts: Counter = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def fault(self, text: str) -> None:
+        """Note something that must not be."""
+        self.counts[FAULT] += 1
+        self.faults.append(text)
+
+
+Say = Callable[[str], None]
+
+
+def run_graphs(host, seed: int, count: int, say: Say) -> Report:
+    """Hostile graphs, one after the other; in between, shipped ones that must give what they always give."""
+    random, report, graphs = Random(seed), Report("graphs"), shipped()
+    expected, outside = controls(host), _outside(host.base)
+    controls(host)  # what a first run allocates for good is not growth
+    host.let_go()
+    before, slowest = host.rss(), 0.0
+    for index in range(count):
+        graph, what = hostile(random, graphs)
+        began = time.monotonic()
+        outcome = host.run(copy.deepcopy(graph))
+        took = time.monotonic() - began
+        slowest = max(slowest, took)
+        report.counts[outcome.kind] += 1
+        if took > SLOW_SECONDS:
+            say(f"graph {index} ({what}) took {took:.0f} s: {outcome.kind}")
+        if outcome.kind == FAULT:
+            report.faults.append(f"graph {index} ({what}): {outcome.detail}")
+            say(report.faults[-1])
+        if not host.answers():
+            report.fault(f"graph {index} ({what}): the host is gone")
+            break
+        if index % CONTROL_EVERY == CONTROL_EVERY - 1:
+            name = random.choice(sorted(graphs))
+            if host.result(reseeded(graphs[name], index)) != expected[name]:
+                report.fault(f"after graph {index} ({what}), {name} gives something else")
+            say(f"graphs: {index + 1} of {count}, {dict(report.counts)}, {host.rss() / 1e9:.2f} GB")
+    host.let_go()
+    after = host.rss()
+    report.notes.append(f"memory {before / 1e9:.2f} GB before, {after / 1e9:.2f} GB after; slowest {slowest:.1f} s")
+    if after > WITHIN * before and after - before > 50e6:
+        report.fault(f"memory grew from {before / 1e9:.2f} to {after / 1e9:.2f} GB")
+    for path in sorted(_outside(host.base) - outside):
+        report.fault(f"{path} appeared outside the output and temp folders")
+    return report
+
+
+def _outside(base: Path) -> set[str]:
+    """What lies where no graph may write: beside the host's own folders, in the pack, and where the paths point."""
+    own = {base / name for name in ("output", "temp", "user", "server.log")}
+
+    def ours(path: Path) -> bool:
+        return "__pycache__" in path.parts or any(path == folder or folder in path.parents for folder in own)
+
+    found = footprint(base, ours)
+    found |= {str(path) for folder in ("nodes", "llada_core", "checkpoints") for path in (ROOT / folder).rglob("*.s*")}
+    for place in (*base.parents, Path(tempfile.gettempdir())):
+        found |= {str(path) for path in place.glob(f"*{MARKER}*")}
+    return found
+
+
+def run_interrupts(host, seed: int, count: int, say: Say) -> Report:
+    """Interrupts at random moments over all shipped graphs; the same graph then gives what it gives undisturbed."""
+    random, report, graphs = Random(seed), Report("interrupts"), shipped()
+    expected, slowest = controls(host), 0.0
+    interrupt = interrupt_server if isinstance(host, ServerHost) else interrupt_process
+    for index in range(count):
+        name = random.choice(sorted(graphs))
+        graph = reseeded(graphs[name], 2 * index + 1)
+        status, took = interrupt(host, graph, random)
+        slowest = max(slowest, took)
+        report.counts["stopped" if status == "interrupted" else "had ended before"] += 1
+        if status not in ("interrupted", "success"):
+            report.fault(f"interrupt {index} of {name}: {status}")
+        if took > STOP_SECONDS:
+            report.fault(f"interrupt {index} of {name}: stopped after {took:.1f} s")
+        if host.result(reseeded(graph, 2 * index + 2)) != expected[name]:
+            report.fault(f"after interrupt {index}, {name} gives something else")
+        else:
+            report.counts["next run equal"] += 1
+        if index % 20 == 19:
+            say(f"interrupts: {index + 1} of {count}, {dict(report.counts)}")
+    report.notes.append(f"slowest stop {slowest:.2f} s")
+    return report
+
+
+def interrupt_server(host: ServerHost, graph: dict, random: Random) -> tuple[str, float]:
+    """Interrupt a graph after a random number of messages: how it ended, and seconds from the answer to the end."""
+    wanted, seen, answered = random.randrange(1, 60), 0, []
+
+    def ask() -> None:
+        time.sleep(random.random() / 50)
+        host.server.post("/interrupt")
+        answered.append(time.monotonic())
+
+    asking = threading.Thread(target=ask)
+
+    def on_message(kind, data) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == wanted:
+            asking.start()
+
+    run = host.server.run(graph, on_message, timeout=60)
+    ended = time.monotonic()
+    if asking.ident is None:
+        return run.status, 0.0
+    asking.join()
+    if run.status == "success":  # it came too late, and must not stop the next one: the host clears it at a start
+        return run.status, 0.0
+    return run.status, max(0.0, ended - answered[0])
+
+
+def interrupt_process(host, graph: dict, random: Random) -> tuple[str, float]:
+    """Interrupt a graph in this process at a random round: how it ended, and seconds from then to the end."""
+    import comfy.model_management as management
+
+    wanted, seen, asked, rounds = random.randrange(1, 40), 0, [], []
+    heed = management.throw_exception_if_processing_interrupted
+
+    def count() -> None:
+        nonlocal seen
+        seen += 1
+        if asked:
+            rounds.append(seen)
+        heed()
+        if seen == wanted:  # from now on, so that this round is done and the next must not be
+            management.interrupt_current_processing(True)
+            asked.append(time.monotonic())
+
+    management.throw_exception_if_processing_interrupted = count
+    try:
+        host.host.run(graph)
+    except Exception as error:
+        cause = error.__cause__ or error
+        status = "interrupted" if isinstance(cause, management.InterruptProcessingException) else f"{cause!r}"
+        if len(rounds) > 1:
+            status = f"{len(rounds)} rounds after the interrupt"
+    else:
+        status = "success"
+    finally:
+        management.throw_exception_if_processing_interrupted = heed
+        management.interrupt_current_processing(False)
+    return status, time.monotonic() - asked[0] if asked else 0.0
+
+
+def run_soak(host, seed: int, count: int, say: Say) -> Report:
+    """Mixed graphs with changing seeds, checkpoints that come and go: the memory stays what it was after twenty."""
+    random, report, graphs = Random(seed), Report("soak"), shipped()
+    names = [CHECKPOINT_NAME, "second", MINIATURE]
+    folder = host.base / "models" / "llada_uni"
+    if not (folder / "second").exists():
+        shutil.copytree(CHECKPOINT, folder / "second")
+    sizes = []
+    for index in range(count):
+        name = random.choice(sorted(graphs))
+        graph = reseeded(graphs[name], random.randrange(2**64))
+        checkpoint = random.choice(names)
+        for data in graph.values():
+            if data["class_type"] == "LLaDAUniLoader":
+                data["inputs"]["checkpoint"] = checkpoint
+            if data["class_type"] == "LLaDAUniDecode":
+                data["inputs"]["seed"] = random.randrange(2**64)
+            if data["class_type"] == "LLaDAUniSample":
+                side = random.choice((SIDE, 96, 128))
+                data["inputs"] |= {"width": side, "height": side, "prompt": f"{name} {index}"}
+        outcome = host.run(graph)
+        report.counts[outcome.kind] += 1
+        if outcome.kind != RIGHT:
+            report.fault(f"run {index} of {name} on {checkpoint}: {outcome.detail}")
+        if index % 10 == 9:
+            (folder / "second" / "config.json").touch()  # opened anew
+            host.let_go()
+            sizes.append(host.rss())
+            say(f"soak: {index + 1} of {count}, {sizes[-1] / 1e9:.3f} GB")
+    settled = sizes[: SETTLED // 10]
+    if len(sizes) > len(settled):
+        first, last = max(settled), min(sizes[-3:])
+        report.notes.append(
+            f"memory {first / 1e9:.3f} GB after {SETTLED} runs, {last / 1e9:.3f} GB after {count}, "
+            f"{max(sizes) / 1e9:.3f} GB at most"
+        )
+        if last > GROWTH * first:
+            report.fault(f"memory grew from {first / 1e9:.3f} to {last / 1e9:.3f} GB")
+    return report

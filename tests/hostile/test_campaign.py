@@ -1,0 +1,150 @@
+"""The campaign in a small, fixed size; `make campaign` runs it in full. Prints its table."""
+
+import contextlib
+import json
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dev.hosts.server import ComfyServer, find_comfyui
+from llada_core.engine import LLaDAUni
+from llada_core.errors import InputError
+from llada_core.image_tokens import load_tokens
+from tests.hostile import child
+from tests.hostile.campaign import table
+from tests.hostile.damage import run_files
+from tests.hostile.hosts import ProcessHost, ServerHost
+from tests.hostile.parts import run_graphs, run_interrupts, run_soak
+
+SEED = 20
+CORPUS = Path(__file__).with_name("corpus")
+TOKEN_FILES = sorted((CORPUS / "tokens").glob("*"))
+PARTS = sorted(path for path in CORPUS.iterdir() if path.is_dir() and path.name != "tokens")
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory, request):
+    """A real ComfyUI where there is one, else the nodes in this process."""
+    comfyui = find_comfyui()
+    if comfyui is None:
+        yield ProcessHost(request.getfixturevalue("in_process_host"))
+        return
+    with ComfyServer(comfyui, ServerHost.prepare(tmp_path_factory.mktemp("hostile") / "host")) as server:
+        yield ServerHost(server)
+
+
+@pytest.mark.parametrize(("run", "count"), [(run_graphs, 40), (run_interrupts, 6), (run_soak, 30)])
+def test_a_host_holds(run, count, host):
+    report = run(host, SEED, count, print)
+    print(table([report]))
+    assert report.faults == []
+    assert sum(report.counts.values()) >= count
+
+
+def test_files_hold(tmp_path):
+    report = run_files(tmp_path / "files", SEED, 40, print)
+    print(table([report]))
+    assert report.faults == []
+    assert sum(report.counts.values()) == 40
+    assert report.counts["clear error"] > 15
+
+
+def test_what_the_child_calls_a_fault(tmp_path, monkeypatch):
+    """Memory that is not there, an error that nobody made, and a message that fills more than a screen."""
+    for error in (
+        MemoryError(),
+        RuntimeError("not enough memory"),
+        AttributeError("x"),
+        InputError("x" * 2000, "", "", ""),
+    ):
+        monkeypatch.setattr(child, "use", lambda *_, error=error: (_ for _ in ()).throw(error))
+        assert child.outcome(tmp_path, work=False)["kind"] == "FAULT"
+    monkeypatch.setattr(child, "use", lambda *_: None)
+    assert child.outcome(tmp_path, work=False)["kind"] == "opened"
+
+
+def test_a_child_that_dies_is_a_fault(tmp_path, monkeypatch):
+    """It is named with what it had been given, and the next child goes on behind it."""
+    real, started = subprocess.run, []
+
+    def run(arguments, **named):
+        started.append(int(arguments[-2]))
+        log = Path(arguments[3]) / "log.jsonl"
+        log.write_text(json.dumps({"kind": "begun", "index": started[-1], "what": "a file"}) + "\n")
+        return real(["sh", "-c", "kill -SEGV $$"], **named)
+
+    monkeypatch.setattr("tests.hostile.damage.subprocess.run", run)
+    report = run_files(tmp_path / "files", SEED, 3, print)
+    assert started == [0, 1, 2]
+    assert [f"file {i} (a file): ended the process, SIGSEGV []" for i in started] == report.faults
+
+
+# What was found once
+
+
+@pytest.mark.parametrize("path", TOKEN_FILES, ids=lambda path: path.name)
+def test_token_files_of_the_corpus(path):
+    with pytest.raises(InputError, match=r"safetensors|tokens\[0\]"):
+        load_tokens(path)
+
+
+@pytest.mark.parametrize("path", PARTS, ids=lambda path: path.name)
+def test_checkpoint_files_of_the_corpus(path, checkpoint_copy):
+    """Each folder holds files of a checkpoint that belong into the place of whole ones."""
+    shutil.copytree(path, checkpoint_copy, dirs_exist_ok=True)
+    with pytest.raises(InputError) as caught:
+        LLaDAUni(checkpoint_copy)
+    assert len(str(caught.value)) < 1200
+
+
+# Whatever hypothesis thinks of
+
+NUMBERS = st.one_of(st.integers(), st.floats(), st.integers(2**60, 2**70))
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), NUMBERS, st.text(max_size=20)),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=8), inner, max_size=4)),
+    max_leaves=6,
+)
+ENTRY = st.one_of(
+    JSON,
+    st.fixed_dictionaries(
+        {
+            "dtype": st.sampled_from(["I64", "I32", "F32", "F8_E4M3", "BOOL", "X", 3]),
+            "shape": st.one_of(st.lists(st.sampled_from([0, 1, 2, 4, 2**31, 2**62, -1]), max_size=4), JSON),
+            "data_offsets": st.one_of(st.tuples(*[st.sampled_from([0, 8, 32, 64, 2**40])] * 2), JSON),
+        }
+    ),
+)
+FILES = ["config.json", "decoder/config.json", "vae/config.json", "image_tokenizer/config.json"]
+
+
+@settings(max_examples=60)
+@given(
+    metadata=st.one_of(JSON, st.just({"codebook_size": "256"}), st.fixed_dictionaries({"codebook_size": st.text()})),
+    entries=st.dictionaries(st.sampled_from(["0", "1", "2", "10", "-1", ""]), ENTRY, max_size=3),
+)
+def test_any_header_of_a_token_file(metadata, entries, tmp_path_factory):
+    path = tmp_path_factory.mktemp("header") / "t.safetensors"
+    text = json.dumps({"__metadata__": metadata} | entries).encode("utf-8", "replace")
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(64))
+    with contextlib.suppress(InputError):
+        assert load_tokens(path).grids
+
+
+@settings(max_examples=60)
+@given(name=st.sampled_from(FILES), data=st.data())
+def test_any_value_in_a_configuration(name, data, golden_checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("configuration") / "checkpoint"
+    shutil.copytree(golden_checkpoint, folder, copy_function=lambda source, target: Path(target).symlink_to(source))
+    config = json.loads((golden_checkpoint / name).read_text())
+    within = config["vision_config"] if name.startswith("image_tokenizer") and data.draw(st.booleans()) else config
+    within[data.draw(st.sampled_from(sorted(within)))] = data.draw(JSON)
+    (folder / name).unlink()
+    (folder / name).write_text(json.dumps(config))
+    with contextlib.suppress(InputError):
+        assert LLaDAUni(folder).components
