@@ -14,6 +14,7 @@ system takes them back when others need the memory. The largest VmRSS, with thos
 
 import argparse
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -145,7 +146,7 @@ def timed(server: ComfyServer, graph: dict) -> float:
 def measure(comfyui: Path, folder: Path, free: float | None, arguments: argparse.Namespace) -> dict[str, object]:
     """Figures of one server."""
     small, quick, logs, weights = arguments.tiny, arguments.quick, arguments.logs, arguments.weights
-    figures: dict[str, object] = {}
+    figures = Figures()
     label = "" if free is None else f"{free:g} GiB free: "
     side = 64 if small else 1024
     with tempfile.TemporaryDirectory() as base, only_free(free):
@@ -181,6 +182,14 @@ def measure(comfyui: Path, folder: Path, free: float | None, arguments: argparse
     return figures
 
 
+class Figures(dict):
+    """What was measured, printed as it comes: a run that is cut short has told what it had."""
+
+    def __setitem__(self, name: str, value: object) -> None:
+        super().__setitem__(name, value)
+        print(f"{name}: {value}", flush=True)
+
+
 def main() -> None:
     """Write the folder where it is not there, run the servers, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -194,6 +203,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="small sizes on the CPU")
     add_json(parser)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the server ends, and its log is kept
     comfyui = find_comfyui()
     if comfyui is None:
         print("no real ComfyUI: set COMFYUI_PATH")
@@ -217,8 +227,6 @@ def main() -> None:
         figures["folder, GB"] = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e9
         for free in [None] if arguments.tiny else arguments.free:
             figures |= measure(comfyui, folder, free, arguments)
-            for name, value in figures.items():
-                print(f"{name}: {value}", flush=True)
     show("Small cards, ComfyUI over HTTP", figures, arguments.json)
 
 

@@ -74,7 +74,8 @@ class Hold:
         layers: list[Any] = [layer for layer in castable_layers(patcher.model) if hasattr(layer, "_v")]
         layers.sort(key=lambda layer: (isinstance(layer, CastEmbedding), layer._v[1]))
         total = sum(_size(layer) for layer in layers)
-        if not hasattr(prefetch, "cleanup_prefetched_modules") or not hasattr(comfy.ops, "cast_modules_with_vbar"):
+        casts = all(hasattr(comfy.ops, f"{name}_with_vbar") for name in ("cast_modules", "resolve_cast_module"))
+        if not casts or not hasattr(prefetch, "cleanup_prefetched_modules"):
             return Residency(0, 0, total)
         self._queue = _Queue([(None, (patcher.model, self._layers))])
         prefetch.PREFETCH_QUEUES.append(self._queue)
