@@ -87,7 +87,7 @@ def test_previews_of_tokens_and_latents_arrive_as_pictures(comfy_server, graphs)
     sizes = dict(arrived)
     assert sizes["sample"], "no token grid was shown"
     assert sizes["decode"], "no latents were shown"
-    assert {*sizes["sample"], *sizes["decode"]} == {(96, 96)}  # the picture's own size, which the front end writes below
+    assert {*sizes["sample"], *sizes["decode"]} == {(96, 96)}  # the picture's own, which the front end names
 
 
 def test_only_what_changed_runs_again(comfy_server, graphs):
