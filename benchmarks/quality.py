@@ -7,6 +7,8 @@ judges itself. Rounds are the backbone's, a generation; tokens/s are of the back
 
     python -m benchmarks.quality CHECKPOINT [--count 300] [--device cuda] [--markdown FILE] [--json FILE]
 
+`--weights 8-bit` or `4-bit` measures the same on layers that are quantized while they are read.
+
 The normal decoder takes 49 rounds of two evaluations a picture, most of the time on a CPU: `--normal 50` has it decode
 only the first 50 pictures, and compares turbo with it on the same ones.
 """
@@ -25,7 +27,7 @@ from dev.miniature.texts import read_scene, same_answer
 from dev.miniature.world import Scene, Thing, render
 from llada_core.engine import LLaDAUni
 from llada_core.image_tokens import ImageTokens, join
-from llada_core.options import Decoding, Guidance, Sampling, Sprint
+from llada_core.options import WEIGHTS, Decoding, Guidance, Sampling, Sprint
 from llada_core.placement import OneDevice
 from llada_core.sampling.pipeline import Usage
 
@@ -224,14 +226,16 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=300, help="prompts a task (stories: a fifth)")
     parser.add_argument("--normal", type=int, help="pictures for the normal decoder; all by default")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--weights", choices=WEIGHTS, default="as stored", help="how the layers lie in memory")
     parser.add_argument("--only", default="", help="only rows whose names begin so")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there, as the card shows it")
     add_json(parser)
     options = parser.parse_args()
-    model = LLaDAUni(options.checkpoint, OneDevice(options.device))
+    model = LLaDAUni(options.checkpoint, OneDevice(options.device, weights=options.weights))
     quality = Quality(model, options.count, options.count if options.normal is None else options.normal)
     figures: dict[str, object] = {}
-    lines = [f"{options.count} held-out prompts a task; per cent right, by pixels and texts.", ""]
+    form = "" if options.weights == "as stored" else f", weights {options.weights}"
+    lines = [f"{options.count} held-out prompts a task{form}; per cent right, by pixels and texts.", ""]
     lines += ["| | right | rounds | tokens/s | by part |", "|---|---|---|---|---|"]
     for name, measure in measurements(quality).items():
         if not name.startswith(options.only):
@@ -245,7 +249,7 @@ def main() -> None:
         print(lines[-1], flush=True)
         if options.markdown:
             options.markdown.write_text("\n".join(lines) + "\n")
-    show(f"The miniature on {options.count} held-out prompts a task", figures, options.json)
+    show(f"The miniature on {options.count} held-out prompts a task{form}", figures, options.json)
 
 
 if __name__ == "__main__":

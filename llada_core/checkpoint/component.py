@@ -63,14 +63,16 @@ class Component:
 
     @property
     def stored(self) -> dict[type[Format], int]:
-        """Forms of the weights in the files -> bytes of those, scales included; the largest first."""
+        """Forms of the weights in the files -> bytes of those, scales included; that of most numbers first."""
         sizes: dict[type[Format], int] = {}
+        numbers: dict[type[Format], float] = {}
         for key, entry in self.source.entries.items():
             slot = self.slots.get(weight_of(key, self.source.entries))
             if slot is not None:
-                size = entry_numel(entry.shape) * file_dtype(entry.dtype).itemsize
-                sizes[type(slot.stored)] = sizes.get(type(slot.stored), 0) + size
-        return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+                kind, size = type(slot.stored), entry_numel(entry.shape) * file_dtype(entry.dtype).itemsize
+                sizes[kind] = sizes.get(kind, 0) + size
+                numbers[kind] = numbers.get(kind, 0) + size / bits(slot.stored)
+        return dict(sorted(sizes.items(), key=lambda item: -numbers[item[0]]))
 
     def describe(self, dtype: torch.dtype | None = None, asked: Format | None = None) -> str:
         """Form and size in a few words, for logs: of the files, or as `load` makes it.
@@ -82,14 +84,13 @@ class Component:
         if dtype is None:
             form = _type_name(self.dtype) if in_files == Dense.name else in_files
             return f"{form} {sum(self.stored.values()) / 1e9:.3g} GB"
-        shapes = self._shapes()
-        sizes: dict[str, int] = {}
+        shapes, numbers = self._shapes(), dict[str, int]()
         for name, form_of in self.forms(dtype, asked).items():
-            sizes[form_of.name] = sizes.get(form_of.name, 0) + form_of.bytes(shapes[name])
-        main = max(sizes, key=lambda name: sizes[name])
+            numbers[form_of.name] = numbers.get(form_of.name, 0) + entry_numel(shapes[name])
+        main = max(numbers, key=lambda name: numbers[name])
         form = _type_name(dtype) if main == Dense.name else f"{main}, the rest {_type_name(dtype)}"
         how = f" (stored as {in_files})" if in_files not in (Dense.name, main) else ""
-        return f"as {form}, {sum(sizes.values()) / 1e9:.3g} GB{how}"
+        return f"as {form}, {self.bytes(dtype, asked) / 1e9:.3g} GB{how}"
 
     def forms(self, dtype: torch.dtype, asked: Format | None = None) -> dict[str, Format]:
         """Parameter or buffer -> how it lies in memory once loaded.

@@ -12,6 +12,7 @@ from ...llada_core.engine import Layout
 from ...llada_core.errors import InputError, shown
 
 CHECKPOINTS = "llada_uni"
+PARTIAL = ".partial"  # ends the name of a folder that a conversion is still writing
 TOKEN_SUFFIX = ".safetensors"
 _COUNTER = "_{:05}_" + TOKEN_SUFFIX
 _OUTPUT = " [output]"  # the host's own way to mark files of its output folder
@@ -53,6 +54,7 @@ def _checkpoints() -> dict[str, Path]:
 def _checkpoint_folders(base: Path) -> Iterator[Path]:
     seen = set()  # links may lead in circles
     for root, folders, files in os.walk(base, followlinks=True):
+        folders[:] = [name for name in folders if not name.endswith(PARTIAL)]
         real = os.path.realpath(root)
         if real in seen or {"config.json", "tokenizer.json"} <= set(files):
             folders.clear()

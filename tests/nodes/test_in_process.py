@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import sys
 import weakref
 
@@ -257,3 +258,22 @@ def test_loaders_of_one_checkpoint_share_its_parts_and_keep_nothing(in_process_h
     gc.collect()
     assert held() is None
     assert opened(in_process_host).get_models() == []
+
+
+def test_a_folder_that_a_conversion_is_still_writing_is_not_listed(in_process_host):
+    loader = in_process_host.node_class("LLaDAUniLoader")
+    models = in_process_host.base / "models" / "llada_uni"
+    unfinished = models / "int4.partial" / "inside"
+    shutil.copytree(models / CHECKPOINT_NAME, unfinished)
+    try:
+        names = loader.define_schema().inputs[0].options
+    finally:
+        shutil.rmtree(unfinished.parent)
+    assert CHECKPOINT_NAME in names
+    assert not [name for name in names if "partial" in name]
+
+
+def test_an_unknown_choice_of_weights_is_refused(in_process_host, graphs):
+    graph = graphs.draw(side=64)
+    graph["load"]["inputs"]["weights"] = "2-bit"
+    assert "weights: found '2-bit'; expected one of as stored, 8-bit, 4-bit" in failure(in_process_host, graph)
