@@ -39,8 +39,9 @@ def test_backbone(run):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
-def test_loading(run):
-    figures = run("loading", "--gigabytes", "0.1", "--fp8")
+@pytest.mark.parametrize("files", ["fp8", "4-bit"])
+def test_loading(files, run):
+    figures = run("loading", "--gigabytes", "0.1", "--files", files)
     assert figures["within the bound"] == "yes"
     assert figures["peak, MB"] >= figures["weights in memory, MB"], "the peak was measured while weights were loaded"
 
@@ -74,3 +75,13 @@ def test_quantization_error(run):
         if "search True" in name:
             other = lines[name.replace("search True", "search False")]
             assert all(found < plain for found, plain in zip(line[1:], other[1:], strict=True))
+
+
+def test_quantization_effect(run):
+    """On the miniature's own predictions: 8 bits move them less than 4, whatever layers have them."""
+    figures = run("quantization_effect", str(ROOT / "checkpoints" / "miniature"), "--pictures", "1")
+    assert figures.pop("masked positions") == 64
+    of_all = {name: float(line.split()[0]) for name, line in figures.items() if name.startswith("all that is")}
+    assert len(of_all) == 5
+    int8 = of_all.pop("all that is quantized, int8")
+    assert 0 < int8 < of_all["all that is quantized, int4, group_size 64, symmetric True"]
