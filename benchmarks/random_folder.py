@@ -3,19 +3,29 @@
 Random weights of one spread send all mask tokens to nearly the same experts. Here queries and keys are long and
 embeddings short, so that tokens take after what they attend to, which differs from place to place: about four fifths of
 all experts are hit by the 64 tokens of a round, as a trained router does it.
+
+In 8 or 4 bits the folder is what a conversion makes, without one: codes are drawn evenly, and scales are such that the
+weights have the same spread.
 """
 
 import json
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from llada_core.backbone.cache import PrefixCache
 from llada_core.backbone.config import BackboneConfig
+from llada_core.backbone.experts import Router
+from llada_core.backbone.model import Backbone
+from llada_core.checkpoint.layout import QUANTIZATION, QUANTIZATION_VERSION
+from llada_core.checkpoint.weights import FILE_DTYPES, companions
+from llada_core.quantization.choices import asked_form, quantizable
+from llada_core.quantization.formats import METADATA_SUFFIX, Dense, Format, Int4, Int8, describe, encode_metadata
 
 from .fullsize import Sizes
 from .support import ROOT
@@ -23,7 +33,10 @@ from .support import ROOT
 GOLDEN = ROOT / "tests" / "goldens" / "alpha" / "checkpoint"
 LONG, SHORT = 6.0, 0.02  # weights of the query and key norms; spread of embeddings
 THREADS = 8
-_BYTES = {torch.float32: "F32", torch.bfloat16: "BF16"}
+PAGE = 4096  # bytes, on which large tensors begin, as the conversion has them
+# Spread and mean of codes that are drawn evenly.
+_EVEN = {Int4: (4.61, -0.5), Int8: (73.9, -0.5)}
+_NAMES = {dtype: name for name, dtype in FILE_DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -40,24 +53,46 @@ class Vision:
 
 @dataclass(frozen=True)
 class Tensor:
-    """What goes into a file: a shape, and numbers of a mean and a spread (0 where all are the mean)."""
+    """What goes into a file: a shape, and numbers of a mean and a spread (0 where all are the mean).
+
+    Attributes:
+        form: how the weight is stored, Int4 or Int8; None in the files' type.
+    """
 
     shape: tuple[int, ...]
     mean: float
     spread: float
+    form: Format | None = None
+
+    def stored(self, name: str, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Key -> shape and type of each stored tensor of a weight of that name; what `comfy_quant` says is left out."""
+        form = self.form or Dense(dtype)
+        keys = companions(name, form, self.shape)
+        return {keys[suffix]: stored for suffix, stored in form.tensors(self.shape).items()}
 
 
-def write_folder(target: Path, sizes: Sizes, vision: Vision, device: torch.device) -> None:
-    """Write a whole checkpoint, but for the normal decoder, in sizes.dtype. `device` makes the numbers."""
+def write_folder(target: Path, sizes: Sizes, vision: Vision, device: torch.device, weights: str = "as stored") -> None:
+    """Write a whole checkpoint, but for the normal decoder, in sizes.dtype. `device` makes the numbers.
+
+    Args:
+        weights: one of `options.WEIGHTS`: in how many bits backbone and decoder are stored.
+    """
     for name in ("image_tokenizer", "decoder-turbo", "vae"):
         (target / name).mkdir(parents=True)
     shutil.copy(GOLDEN / "tokenizer.json", target)
     codes = sizes.backbone.vocab_size - sizes.backbone.image_token_offset
-    write_json(target / "config.json", asdict(sizes.backbone))
-    files = dict(backbone_files(sizes.backbone))
-    index = {name: file for file, tensors in files.items() for name in tensors}
+    forms = {part: form for part in ("backbone", "decoder-turbo") if (form := asked_form(weights, part)) is not None}
+    said = {QUANTIZATION: {"version": QUANTIZATION_VERSION, "parts": {p: describe(f) for p, f in forms.items()}}}
+    write_json(target / "config.json", asdict(sizes.backbone) | (said if forms else {}))
+    files = dict(backbone_files(sizes.backbone, forms.get("backbone")))
+    index = {
+        key: file
+        for file, tensors in files.items()
+        for name, t in tensors.items()
+        for key in t.stored(name, sizes.dtype)
+    }
     write_json(target / "model.safetensors.index.json", {"weight_map": index})
-    files |= pixel_files(target, sizes, vision, codes)
+    files |= pixel_files(target, sizes, vision, codes, forms.get("decoder-turbo"))
     with ThreadPoolExecutor(THREADS) as threads:
         list(
             threads.map(
@@ -82,8 +117,8 @@ def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value))
 
 
-def backbone_files(config: BackboneConfig) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """A file a layer, under the names of the release: its experts one by one."""
+def backbone_files(config: BackboneConfig, form: Format | None = None) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """A file a layer, under the names of the release, its experts one by one; with a form as a conversion has it."""
     c = config
     ends = {
         "model.word_embeddings.weight": Tensor((c.vocab_size, c.hidden_size), 0, SHORT),
@@ -93,7 +128,28 @@ def backbone_files(config: BackboneConfig) -> Iterator[tuple[str, dict[str, Tens
     for name, tensor in ends.items():
         yield f"model-{name.split('.')[-2]}.safetensors", {name: tensor}
     for n in range(c.num_hidden_layers):
-        yield f"model-layer{n:02}.safetensors", layer_tensors(c, n)
+        tensors = layer_tensors(c, n)
+        yield f"model-layer{n:02}.safetensors", tensors if form is None else in_banks(c, tensors, form)
+
+
+def in_banks(c: BackboneConfig, tensors: Mapping[str, Tensor], form: Format) -> dict[str, Tensor]:
+    """A layer whose experts are two banks, and whose large weights have a form."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        stem, of_expert, rest = name.partition(".experts.")
+        if not of_expert:
+            found[name] = tensor
+            continue
+        rows, columns = tensor.shape
+        down = rest.endswith("down_proj.weight")
+        shape = (c.num_experts, rows if down else 2 * rows, columns)
+        found[f"{stem}.experts.{'down' if down else 'gate_up'}.weight"] = replace(tensor, shape=shape)
+    with torch.device("meta"):
+        layers = quantizable("backbone", Backbone(c))
+    return {
+        name: replace(tensor, form=form) if name.removeprefix("model.") in layers else tensor
+        for name, tensor in found.items()
+    }
 
 
 def layer_tensors(c: BackboneConfig, n: int) -> dict[str, Tensor]:
@@ -133,8 +189,10 @@ def mlp(stem: str, hidden: int, inner: int) -> dict[str, Tensor]:
     }
 
 
-def pixel_files(target: Path, sizes: Sizes, vision: Vision, codes: int) -> Mapping[str, dict[str, Tensor]]:
-    """Vision, decoder and VAE: their configurations are written, their tensors listed."""
+def pixel_files(
+    target: Path, sizes: Sizes, vision: Vision, codes: int, form: Format | None
+) -> Mapping[str, dict[str, Tensor]]:
+    """Vision, decoder (its layers in a form) and VAE: their configurations are written, their tensors listed."""
     from diffusers import AutoencoderKL
     from transformers.models.glm_image.configuration_glm_image import GlmImageVisionConfig, GlmImageVQVAEConfig
     from transformers.models.glm_image.modeling_glm_image import GlmImageVisionModel, GlmImageVQVAE
@@ -161,7 +219,11 @@ def pixel_files(target: Path, sizes: Sizes, vision: Vision, codes: int) -> Mappi
         transformer = SemanticDecoder(**kept)
         pixels = AutoencoderKL(**{name: value for name, value in vae.items() if not name.startswith("_")})
     tokenizer = tensors_of(visual, "model.visual.") | tensors_of(quantizer, "model.vqmodel.")
-    names = {name.replace("cap_embedder.", "semantic_embedder."): t for name, t in tensors_of(transformer).items()}
+    layers = quantizable("decoder", transformer) if form is not None else {}
+    names = {
+        name.replace("cap_embedder.", "semantic_embedder."): replace(tensor, form=form) if name in layers else tensor
+        for name, tensor in tensors_of(transformer).items()
+    }
     return {
         "image_tokenizer/image_tokenizer.safetensors": tokenizer,
         "decoder-turbo/decoder_model.safetensors": names,
@@ -183,17 +245,73 @@ def tensors_of(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, device, seed: int) -> None:
     """Write a safetensors file, a tensor at a time."""
-    header, end = {}, 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + torch.Size(tensor.shape).numel() * dtype.itemsize
-        header[name] = {"dtype": _BYTES[dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
     generator = torch.Generator(device).manual_seed(seed)
-    with path.open("wb") as file:
+    entries: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    notes: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        entries |= tensor.stored(name, dtype)
+        said = None if tensor.form is None else tensor.form.metadata(tensor.shape)
+        if said is not None:
+            key = companions(name, tensor.form, tensor.shape)[METADATA_SUFFIX]
+            notes[key] = encode_metadata(said)
+            entries[key] = (tuple(notes[key].shape), torch.uint8)
+    sizes = {key: torch.Size(shape).numel() * kind.itemsize for key, (shape, kind) in entries.items()}
+    header, places, end = {}, {}, 0
+    for key in sorted(entries, key=lambda key: (sizes[key] % PAGE != 0, -sizes[key])):
+        places[key], end = end, end + sizes[key]
+        shape, kind = entries[key]
+        header[key] = {"dtype": _NAMES[kind], "shape": list(shape), "data_offsets": [places[key], end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-(len(text) + 8) % PAGE)
+    with path.open("wb", buffering=0) as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors.values():
-            numbers = torch.empty(tensor.shape, dtype=dtype, device=device).fill_(tensor.mean)
-            if tensor.spread:
-                numbers.normal_(tensor.mean, tensor.spread, generator=generator)
-            file.write(memoryview(numbers.cpu().reshape(-1).view(torch.uint8).numpy()))
+
+        def put(key: str, numbers: torch.Tensor) -> None:
+            file.seek(8 + len(text) + places[key])
+            view = memoryview(numbers.cpu().reshape(-1).view(torch.uint8).numpy())
+            while view:
+                view = view[file.write(view) :]
+
+        for key, note in notes.items():
+            put(key, note)
+        for name, tensor in tensors.items():
+            for key, (shape, kind) in tensor.stored(name, dtype).items():
+                put(key, contents(tensor, key, shape, kind, device, generator))
+
+
+def contents(
+    tensor: Tensor, key: str, shape: tuple[int, ...], dtype: torch.dtype, device, generator: torch.Generator
+) -> torch.Tensor:
+    """What a stored tensor holds: the weight itself, evenly drawn codes, or the scale or zero of them."""
+    numbers = torch.empty(shape, dtype=dtype, device=device)
+    if tensor.form is None:
+        return (
+            numbers.normal_(tensor.mean, tensor.spread, generator=generator)
+            if tensor.spread
+            else numbers.fill_(tensor.mean)
+        )
+    spread, mean = _EVEN[type(tensor.form)]
+    scale = tensor.spread / spread
+    if key.endswith("_scale"):
+        return numbers.fill_(scale)
+    if key.endswith("_zeros"):
+        return numbers.fill_(-mean * scale)
+    return numbers.random_(-128, 128, generator=generator)
+
+
+@torch.no_grad()
+def share_of_experts(backbone: Backbone, prompt: int = 60, masks: int = 32) -> float:
+    """The share of all experts that the mask tokens behind a text are sent to, averaged over layers."""
+    config, weight = backbone.config, backbone.lm_head.weight
+    chosen: list[int] = []
+    routers = [module for module in backbone.modules() if isinstance(module, Router)]
+    hooks = [
+        router.register_forward_hook(lambda module, given, out: chosen.append(out[0][-masks:].unique().numel()))
+        for router in routers
+    ]
+    ids = torch.tensor([[*range(3, 3 + prompt), *[2] * masks]], device=weight.device)
+    context = PrefixCache(config, 1, ids.shape[1], weight.device, weight.dtype)
+    backbone(ids, torch.arange(ids.shape[1], device=weight.device)[None], context, 0, None)
+    for hook in hooks:
+        hook.remove()
+    return sum(chosen) / len(chosen) / config.num_experts

@@ -1,9 +1,9 @@
 """A whole picture in a real ComfyUI on a card with so much memory free: seconds, bytes moved, main memory.
 
 Another process holds the rest of the card. A folder of released sizes with random weights that route evenly is written
-where there is none (46 GB; see random_folder.py), a server is started for each amount, and the graph is queued over
-HTTP: a 1024 x 1024 picture with the turbo decoder twice, then a question about a picture and an edit of it. The second
-picture is what counts: the first reads the files.
+where there is none (17 GB with a backbone of 4 bits, 46 GB in bf16; see random_folder.py), a server is started for each
+amount, and the graph is queued over HTTP: a 1024 x 1024 picture with the turbo decoder twice, then a question about a
+picture and an edit of it. The second picture is what counts: the first reads the files.
 
     COMFYUI_PATH=... python -m benchmarks.small_cards --folder DIR [--free 24 12] [--json FILE]
     COMFYUI_PATH=... python -m benchmarks.small_cards --tiny        the same path on the CPU with small sizes
@@ -13,6 +13,7 @@ system takes them back when others need the memory. The largest VmRSS, with thos
 """
 
 import argparse
+import json
 import re
 import signal
 import subprocess
@@ -27,9 +28,13 @@ from pathlib import Path
 import torch
 
 from dev.hosts.server import ComfyServer, Run, find_comfyui
+from llada_core.backbone.config import BackboneConfig
+from llada_core.backbone.keys import open_backbone
+from llada_core.checkpoint.layout import Layout
+from llada_core.options import WEIGHTS
 
 from .fullsize import released, tiny
-from .random_folder import Vision, write_folder
+from .random_folder import Vision, share_of_experts, write_folder
 from .support import add_json, show
 
 NAME = "benchmark"
@@ -143,6 +148,21 @@ def timed(server: ComfyServer, graph: dict) -> float:
     return time.perf_counter() - began
 
 
+def opened(folder: Path, device: torch.device) -> dict[str, object]:
+    """How long the backbone takes from its files to the device, and the share of experts that masks are sent to."""
+    figures = Figures()
+    config = BackboneConfig.from_dict(json.loads((folder / "config.json").read_text()))
+    for which in ("first", "second"):
+        began = time.perf_counter()
+        component = open_backbone(Layout.open(folder).backbone_files(), config)
+        backbone = component.load(component.dtype, device=device)
+        figures[f"the backbone to the device, {which} time, s"] = time.perf_counter() - began
+    figures["experts that 64 masks are sent to, share"] = share_of_experts(backbone, masks=64)
+    del backbone
+    torch.cuda.empty_cache()
+    return figures
+
+
 def measure(comfyui: Path, folder: Path, free: float | None, arguments: argparse.Namespace) -> dict[str, object]:
     """Figures of one server."""
     small, quick, logs, weights = arguments.tiny, arguments.quick, arguments.logs, arguments.weights
@@ -193,7 +213,8 @@ class Figures(dict):
 def main() -> None:
     """Write the folder where it is not there, run the servers, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="the checkpoint; written with bf16 weights where it is not there")
+    parser.add_argument("--folder", type=Path, help="the checkpoint; written where it is not there")
+    parser.add_argument("--files", choices=WEIGHTS, default="4-bit", help="what is written then; as stored: bf16")
     parser.add_argument("--free", type=float, nargs="*", default=[24, 16, 12, 8], help="GiB, a server each")
     parser.add_argument("--option", action="append", default=[], help="more options for ComfyUI")
     parser.add_argument("--weights", default="as stored", help="as the loader offers: 8-bit, 4-bit")
@@ -211,7 +232,7 @@ def main() -> None:
     if not arguments.tiny and not torch.cuda.is_available():
         print("no GPU at hand; --tiny runs the same path on the CPU")
         return
-    figures: dict[str, object] = {}
+    figures, device = Figures(), torch.device("cpu" if arguments.tiny else "cuda")
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.folder or Path(scratch) / "checkpoint"
         if not folder.exists():
@@ -219,11 +240,11 @@ def main() -> None:
             if arguments.tiny:
                 backbone = replace(tiny().backbone, vocab_size=704, image_token_offset=448)  # the tokenizer's text fits
                 sizes = replace(tiny(), backbone=backbone)
-                write_folder(folder, sizes, Vision(2, 32, 2, 64, 256, 16), torch.device("cpu"))
+                write_folder(folder, sizes, Vision(2, 32, 2, 64, 256, 16), device, arguments.files)
             else:
-                write_folder(folder, released(), Vision(), torch.device("cuda"))
-                torch.cuda.empty_cache()
+                write_folder(folder, released(), Vision(), device, arguments.files)
             figures["writing the folder, s"] = time.perf_counter() - began
+        figures |= opened(folder, device)
         figures["folder, GB"] = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e9
         for free in [None] if arguments.tiny else arguments.free:
             figures |= measure(comfyui, folder, free, arguments)

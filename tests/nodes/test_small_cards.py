@@ -6,15 +6,17 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from benchmarks.fullsize import tiny
-from benchmarks.random_folder import Tensor, backbone_files, write_tensors
-from llada_core.backbone.cache import PrefixCache
+from benchmarks.random_folder import Tensor, Vision, backbone_files, share_of_experts, write_folder, write_tensors
 from llada_core.backbone.config import BackboneConfig
-from llada_core.backbone.experts import Router
 from llada_core.backbone.keys import open_backbone
 from llada_core.checkpoint.weights import TensorFiles
+from llada_core.engine import LLaDAUni
+from llada_core.options import Decoding
+from llada_core.quantization.formats import Int4, Int8
 
 ROOT = Path(__file__).parents[2]
 NARROW = {"hidden_size": 256, "moe_intermediate_size": 8, "intermediate_size": 64, "num_hidden_layers": 4}
@@ -36,14 +38,7 @@ def test_the_program_runs(comfyui, tmp_path):
 def hits(folder: Path, config: BackboneConfig) -> float:
     """The share of the experts that 32 mask tokens after a text are sent to, averaged over layers."""
     files = TensorFiles("backbone", sorted(folder.glob("*.safetensors")))
-    backbone = open_backbone(files, config).load(torch.float32)
-    chosen = []
-    for router in (module for module in backbone.modules() if isinstance(module, Router)):
-        router.register_forward_hook(lambda module, given, out: chosen.append(out[0][-32:].unique().numel()))
-    ids = torch.tensor([[*range(3, 63), *[2] * 32]])
-    context = PrefixCache(config, 1, 92, "cpu", torch.float32)
-    backbone(ids, torch.arange(92)[None], context, 0, None)
-    return sum(chosen) / len(chosen) / config.num_experts
+    return share_of_experts(open_backbone(files, config).load(torch.float32))
 
 
 def plain(name: str, tensor: Tensor) -> Tensor:
@@ -53,10 +48,29 @@ def plain(name: str, tensor: Tensor) -> Tensor:
 
 def test_its_weights_send_masks_to_more_experts_than_usual_ones(tmp_path):
     config = replace(tiny().backbone, **NARROW, **MANY)
-    for folder in ("spread", "usual"):
+    for folder in ("spread", "usual", "in 4 bits"):
         (tmp_path / folder).mkdir()
-        for seed, (file, tensors) in enumerate(backbone_files(config)):
-            chosen = tensors if folder == "spread" else {name: plain(name, t) for name, t in tensors.items()}
+        form = Int4() if folder == "in 4 bits" else None
+        for seed, (file, tensors) in enumerate(backbone_files(config, form)):
+            chosen = {name: plain(name, t) for name, t in tensors.items()} if folder == "usual" else tensors
             write_tensors(tmp_path / folder / file, chosen, torch.float32, torch.device("cpu"), seed)
     # 32 tokens that choose 2 of 64 experts at random hit 0.64 of them.
-    assert hits(tmp_path / "spread", config) > max(0.4, 2 * hits(tmp_path / "usual", config))
+    usual = hits(tmp_path / "usual", config)
+    assert hits(tmp_path / "spread", config) > max(0.4, 2 * usual)
+    assert hits(tmp_path / "in 4 bits", config) > max(0.35, 2 * usual)
+
+
+@pytest.mark.parametrize(("weights", "form"), [("4-bit", Int4), ("8-bit", Int8)])
+def test_a_folder_in_fewer_bits_is_opened_like_a_converted_one(weights, form, tmp_path):
+    """Whole banks, of the same spread as they would have in bf16."""
+    backbone = replace(tiny().backbone, vocab_size=704, image_token_offset=448)
+    sizes, device = replace(tiny(), backbone=backbone), torch.device("cpu")
+    write_folder(tmp_path, sizes, Vision(2, 32, 2, 64, 256, 16), device, weights)
+    model = LLaDAUni(tmp_path)
+    bank = model.components["backbone"].load(torch.float32).layers[1].mlp.experts.gate_up
+    assert type(bank.form) is form
+    dense = form().dequantize(dict(bank.named_parameters()), bank.shape[-1], torch.float32)
+    assert float(dense.std()) == pytest.approx(bank.shape[-1] ** -0.5, rel=0.05)
+    assert abs(float(dense.mean())) < 0.05 * float(dense.std())
+    drawn = model.generate("a fox", 64, 64)
+    assert model.decode(drawn.tokens, Decoding(turbo=True))[0].isfinite().all()
