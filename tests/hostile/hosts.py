@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import json
 import shutil
+import sys
 import threading
 import time
 import urllib.error
@@ -155,6 +156,11 @@ class ProcessHost:
     def base(self) -> Path:
         """The folder for models, input and output."""
         return self.host.base
+
+    def management(self):
+        """The model_management that the nodes hold: the package may import a second one of that name later."""
+        pack = self.host.node_class("LLaDAUniSample").__module__.rpartition(".")[0]
+        return sys.modules[f"{pack}.host.progress"].management
 
     def run(self, graph: dict) -> Outcome:
         """Validate and run a graph, and look at what comes of it."""

@@ -105,84 +105,88 @@ def run_interrupts(host, seed: int, count: int, say: Say) -> Report:
     random, report, graphs = Random(seed), Report("interrupts"), shipped()
     expected, slowest = controls(host), 0.0
     interrupt = interrupt_server if isinstance(host, ServerHost) else interrupt_process
+    moments = {name: interrupt(host, reseeded(graph, 1), None).moments for name, graph in graphs.items()}
     for index in range(count):
         name = random.choice(sorted(graphs))
-        graph = reseeded(graphs[name], 2 * index + 1)
-        status, took = interrupt(host, graph, random)
-        slowest = max(slowest, took)
-        report.counts["stopped" if status == "interrupted" else "had ended before"] += 1
-        if status not in ("interrupted", "success"):
-            report.fault(f"interrupt {index} of {name}: {status}")
-        if took > STOP_SECONDS:
-            report.fault(f"interrupt {index} of {name}: stopped after {took:.1f} s")
-        if host.result(reseeded(graph, 2 * index + 2)) != expected[name]:
+        graph = reseeded(graphs[name], 2 * index + 2)
+        stop = interrupt(host, graph, random.randrange(1, moments[name]))
+        slowest = max(slowest, stop.seconds)
+        report.counts["stopped" if stop.status == "interrupted" else "had ended before"] += 1
+        if stop.status not in ("interrupted", "success"):
+            report.fault(f"interrupt {index} of {name}: {stop.status}")
+        if stop.seconds > STOP_SECONDS:
+            report.fault(f"interrupt {index} of {name}: stopped after {stop.seconds:.1f} s")
+        if host.result(reseeded(graph, 2 * index + 3)) != expected[name]:
             report.fault(f"after interrupt {index}, {name} gives something else")
         else:
             report.counts["next run equal"] += 1
         if index % 20 == 19:
             say(f"interrupts: {index + 1} of {count}, {dict(report.counts)}")
     report.notes.append(f"slowest stop {slowest:.2f} s")
+    if report.counts["stopped"] < count / 2:
+        report.fault(f"{count} interrupts before the end of a run stopped {report.counts['stopped']} of them")
     return report
 
 
-def interrupt_server(host: ServerHost, graph: dict, random: Random) -> tuple[str, float]:
-    """Interrupt a graph after a random number of messages: how it ended, and seconds from the answer to the end."""
-    wanted, seen, answered = random.randrange(1, 60), 0, []
+@dataclass(frozen=True)
+class Stop:
+    """How a run with an interrupt ended, seconds from the interrupt to then, and how many moments it had."""
+
+    status: str
+    seconds: float
+    moments: int
+
+
+def interrupt_server(host: ServerHost, graph: dict, moment: int | None) -> Stop:
+    """Run a graph, and interrupt it at its `moment`-th message."""
+    answered: list[float] = []
 
     def ask() -> None:
-        time.sleep(random.random() / 50)
         host.server.post("/interrupt")
         answered.append(time.monotonic())
 
-    asking = threading.Thread(target=ask)
+    seen, asking = [], threading.Thread(target=ask)
 
     def on_message(kind, data) -> None:
-        nonlocal seen
-        seen += 1
-        if seen == wanted:
+        seen.append(kind)
+        if len(seen) == moment:
             asking.start()
 
     run = host.server.run(graph, on_message, timeout=60)
     ended = time.monotonic()
-    if asking.ident is None:
-        return run.status, 0.0
-    asking.join()
-    if run.status == "success":  # it came too late, and must not stop the next one: the host clears it at a start
-        return run.status, 0.0
-    return run.status, max(0.0, ended - answered[0])
+    if asking.ident is not None:
+        asking.join()
+    late = run.status == "interrupted" and bool(answered)
+    return Stop(run.status, max(0.0, ended - answered[0]) if late else 0.0, len(seen))
 
 
-def interrupt_process(host, graph: dict, random: Random) -> tuple[str, float]:
-    """Interrupt a graph in this process at a random round: how it ended, and seconds from then to the end."""
-    import comfy.model_management as management
-
-    wanted, seen, asked, rounds = random.randrange(1, 40), 0, [], []
+def interrupt_process(host, graph: dict, moment: int | None) -> Stop:
+    """Run a graph in this process, and interrupt it when its `moment`-th round has been reported."""
+    management = host.management()
+    seen, asked = 0, []
     heed = management.throw_exception_if_processing_interrupted
 
     def count() -> None:
         nonlocal seen
         seen += 1
-        if asked:
-            rounds.append(seen)
         heed()
-        if seen == wanted:  # from now on, so that this round is done and the next must not be
+        if seen == moment:  # from now on, so that this round is done and the next must not be
             management.interrupt_current_processing(True)
             asked.append(time.monotonic())
 
     management.throw_exception_if_processing_interrupted = count
+    status = "success"
     try:
         host.host.run(graph)
     except Exception as error:
         cause = error.__cause__ or error
         status = "interrupted" if isinstance(cause, management.InterruptProcessingException) else f"{cause!r}"
-        if len(rounds) > 1:
-            status = f"{len(rounds)} rounds after the interrupt"
-    else:
-        status = "success"
     finally:
         management.throw_exception_if_processing_interrupted = heed
         management.interrupt_current_processing(False)
-    return status, time.monotonic() - asked[0] if asked else 0.0
+    if asked and seen > moment + 1:
+        status = f"{seen - moment} rounds after the interrupt"
+    return Stop(status, time.monotonic() - asked[0] if asked else 0.0, seen)
 
 
 def run_soak(host, seed: int, count: int, say: Say) -> Report:
