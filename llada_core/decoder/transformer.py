@@ -47,11 +47,13 @@ class SemanticDecoder(ZImageTransformer2DModel):
 
     Attributes:
         attention: computes attention; a host may set its own.
-        kernels: the fused functions of a block; None chooses those of the device.
+        kernels, products: the fused functions of a block, and the products of layers in 8 bits; None chooses those of
+            the device.
     """
 
     attention: Attend = staticmethod(sdpa)
     kernels: Kernels | None = None
+    products: Products | None = None
     _chosen: tuple[tuple[torch.device, torch.dtype], tuple[Kernels, Products]] | None = None
 
     def condition(self, features: torch.Tensor, size: tuple[int, int]) -> Conditioning:
@@ -111,7 +113,7 @@ class SemanticDecoder(ZImageTransformer2DModel):
             products = choose_products(device, dtype, triton=not isinstance(kernels, PlainKernels))
             self._chosen = (device, dtype), (kernels, products)
         kernels, products = self._chosen[1]
-        return self.kernels or kernels, products
+        return self.kernels or kernels, self.products or products
 
     def _final(self, hidden: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         final: Any = self.all_final_layer[STEM]

@@ -85,3 +85,10 @@ def test_quantization_effect(run):
     assert len(of_all) == 5
     int8 = of_all.pop("all that is quantized, int8")
     assert 0 < int8 < of_all["all that is quantized, int4, group_size 64, symmetric True"]
+
+
+def test_decoder_pictures(run):
+    figures = run("decoder_pictures", str(ROOT / "checkpoints" / "miniature"), "--count", "1", "--normal", "0")
+    assert figures["decoder-turbo, float32: right, %"] == 100
+    near = {form: float(figures[f"decoder-turbo, {form}: distance"]) for form in ("bfloat16", "int8 weights")}
+    assert 0 < near["bfloat16"] < near["int8 weights"] < 0.02

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from llada_core.decoder.kernels import PlainKernels, Rows
+from llada_core.decoder.kernels import Rows
 from llada_core.decoder.products import Products, choose_products, int_mm
 from llada_core.decoder.transformer import SemanticDecoder
 from llada_core.quantization.formats import FP8Block, Int8
@@ -213,9 +213,9 @@ def quantized(decoder: SemanticDecoder, form) -> SemanticDecoder:
     return result
 
 
-def with_int8_products(decoder: SemanticDecoder, dtype: torch.dtype) -> SemanticDecoder:
+def with_int8_products(decoder: SemanticDecoder) -> SemanticDecoder:
     """Which multiplies in 8 bits on the CPU too; the engine does so on GPUs only."""
-    decoder._chosen = (CPU, dtype), (PlainKernels(), Products({Int8: int_mm}))
+    decoder.products = Products({Int8: int_mm})
     return decoder
 
 
@@ -232,14 +232,14 @@ def test_products_in_int8(decoder, dtype):
     x, features = inputs(2, 3)
     small = quantized(decoder, Int8())
     dense = ours(decoder, x, 0.3, features)
-    eight = ours(with_int8_products(nn.Module.to(small, dtype), dtype), x, 0.3, features.to(dtype))
+    eight = ours(with_int8_products(nn.Module.to(small, dtype)), x, 0.3, features.to(dtype))
     assert 0 < distance(eight, dense) < 0.08
 
 
 def test_int8_keeps_the_range_of_float16(decoder):
     x, features = inputs(2, 3)
     large = planted(planted(decoder, "feed_forward.w2", 2e4), "attention.to_out.0", 1e5)
-    small = with_int8_products(nn.Module.to(quantized(large, Int8()), torch.float16), torch.float16)
+    small = with_int8_products(nn.Module.to(quantized(large, Int8()), torch.float16))
     assert distance(ours(small, x, 0.3, features.half()), ours(large, x, 0.3, features)) < 0.08
 
 
@@ -251,7 +251,7 @@ def test_a_layer_that_is_left_dense_takes_plain_activations(decoder):
         owner, _, leaf = name.rpartition(".")
         dense = copy.deepcopy(decoder.layers[index].get_submodule(name))
         setattr(mixed.layers[index].get_submodule(owner), leaf, dense)
-    eight = ours(with_int8_products(mixed, torch.float32), x, 0.3, features)
+    eight = ours(with_int8_products(mixed), x, 0.3, features)
     assert distance(eight, ours(decoder, x, 0.3, features)) < 0.08
 
 
