@@ -3,7 +3,6 @@
 import gc
 import hashlib
 import inspect
-import json
 import shutil
 import sys
 import threading
@@ -119,13 +118,15 @@ class ServerHost:
         return self.digest(run)
 
     def digest(self, run) -> str:
-        """A digest of what a run showed and saved: pixels and texts."""
+        """A digest of what a run showed and saved: pixels, texts and, where a text names a file, what is in it."""
         digest = hashlib.sha256()
         for node in sorted(run.outputs):
             for image in run.outputs[node].get("images", []):
                 with Image.open(self.base / image["type"] / image["subfolder"] / image["filename"]) as picture:
                     digest.update(repr(picture.size).encode() + picture.tobytes())
-            digest.update(json.dumps(run.outputs[node].get("text", [])).encode())
+            for text in run.outputs[node].get("text", []):
+                saved = self.base / "output" / text if text.endswith(".safetensors") else None
+                digest.update(saved.read_bytes() if saved is not None and saved.is_file() else text.encode())
         return digest.hexdigest()
 
     def answers(self) -> bool:
