@@ -25,13 +25,13 @@ import torch
 from torch import nn
 
 from llada_core.backbone.config import BackboneConfig
-from llada_core.backbone.keys import open_backbone
+from llada_core.backbone.keys import converted_key, open_backbone, released_keys
 from llada_core.backbone.model import Backbone
 from llada_core.checkpoint.component import Component
 from llada_core.checkpoint.layout import Layout
 from llada_core.checkpoint.weights import companions
 from llada_core.conversion.shards import ShardWriter
-from llada_core.decoder.decode import open_decoder
+from llada_core.decoder.decode import open_decoder, released_key
 from llada_core.placement import PRECISIONS
 from llada_core.quantization.choices import asked_form, quantizable
 from llada_core.quantization.formats import METADATA_SUFFIX, Dense, Format, FP8Block, encode_metadata
@@ -78,16 +78,12 @@ def weights_of(config: BackboneConfig, files: str) -> Iterator[tuple[str, tuple[
     )
     form = FP8Block() if files == "fp8" else asked_form("as stored" if files == "bf16" else files, "backbone")
     for name, tensor in module.state_dict().items():
-        key, shape = name if name == "lm_head.weight" else f"model.{name}", tuple(tensor.shape)
         stored = form if form is not None and name in layers else Dense(torch.bfloat16)
-        stem, found, bank = key.partition(".experts.")
-        if not found or files.endswith("-bit"):
-            yield key, shape, stored
+        if files.endswith("-bit"):
+            yield converted_key(name), tuple(tensor.shape), stored
             continue
-        for expert in range(config.num_experts):
-            for kind in ("down",) if bank.startswith("down") else ("gate", "up"):
-                rows = shape[1] if kind == "down" else shape[1] // 2
-                yield f"{stem}.experts.{expert}.{kind}_proj.weight", (rows, shape[2]), stored
+        for key, part in released_keys(name, config):
+            yield key, tuple(tensor[part].shape), stored
 
 
 def decoder_weights(module: nn.Module, files: str) -> Iterator[tuple[str, tuple[int, ...], Format]]:
@@ -96,7 +92,7 @@ def decoder_weights(module: nn.Module, files: str) -> Iterator[tuple[str, tuple[
     layers = quantizable("decoder", module)
     for name, tensor in module.state_dict().items():
         stored = form if form is not None and name in layers else Dense(torch.bfloat16)
-        yield name.replace("cap_embedder.", "semantic_embedder."), tuple(tensor.shape), stored
+        yield released_key(name), tuple(tensor.shape), stored
 
 
 class Filler:

@@ -51,7 +51,7 @@ def tiny(layers: int) -> Sizes:
 @contextmanager
 def random_decoder(sizes: Sizes) -> Iterator[Path]:
     """A decoder's folder with random weights, bfloat16, for as long as it is used."""
-    transformer = pack("llada_core.decoder.transformer")
+    transformer, decode = pack("llada_core.decoder.transformer"), pack("llada_core.decoder.decode")
     with torch.device("meta"):
         names = transformer.SemanticDecoder(**sizes.config, cap_feat_dim=sizes.features).state_dict()
     generator = torch.Generator().manual_seed(0)
@@ -65,7 +65,7 @@ def random_decoder(sizes: Sizes) -> Iterator[Path]:
         path.mkdir()
         (path / "config.json").write_text(json.dumps(sizes.config))
         tensors = {name: random(name, tensor.shape) for name, tensor in names.items()}
-        file = {name.replace("cap_embedder.", "semantic_embedder."): tensor for name, tensor in tensors.items()}
+        file = {decode.released_key(name): tensor for name, tensor in tensors.items()}
         save_file(file, path / "decoder_model.safetensors")
         yield path
 

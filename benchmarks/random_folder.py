@@ -21,9 +21,11 @@ from torch import nn
 from llada_core.backbone.cache import PrefixCache
 from llada_core.backbone.config import BackboneConfig
 from llada_core.backbone.experts import Router
+from llada_core.backbone.keys import converted_key, released_keys
 from llada_core.backbone.model import Backbone
 from llada_core.checkpoint.layout import QUANTIZATION, QUANTIZATION_VERSION
 from llada_core.checkpoint.weights import FILE_DTYPES, companions
+from llada_core.decoder.decode import released_key
 from llada_core.quantization.choices import asked_form, quantizable
 from llada_core.quantization.formats import METADATA_SUFFIX, Dense, Format, Int4, Int8, describe, encode_metadata
 
@@ -119,74 +121,22 @@ def write_json(path: Path, value: object) -> None:
 
 def backbone_files(config: BackboneConfig, form: Format | None = None) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """A file a layer, under the names of the release, its experts one by one; with a form as a conversion has it."""
-    c = config
-    ends = {
-        "model.word_embeddings.weight": Tensor((c.vocab_size, c.hidden_size), 0, SHORT),
-        "model.norm.weight": Tensor((c.hidden_size,), 1, 0),
-        "lm_head.weight": matrix(c.vocab_size, c.hidden_size),
-    }
-    for name, tensor in ends.items():
-        yield f"model-{name.split('.')[-2]}.safetensors", {name: tensor}
-    for n in range(c.num_hidden_layers):
-        tensors = layer_tensors(c, n)
-        yield f"model-layer{n:02}.safetensors", tensors if form is None else in_banks(c, tensors, form)
-
-
-def in_banks(c: BackboneConfig, tensors: Mapping[str, Tensor], form: Format) -> dict[str, Tensor]:
-    """A layer whose experts are two banks, and whose large weights have a form."""
-    found: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        stem, of_expert, rest = name.partition(".experts.")
-        if not of_expert:
-            found[name] = tensor
-            continue
-        rows, columns = tensor.shape
-        down = rest.endswith("down_proj.weight")
-        shape = (c.num_experts, rows if down else 2 * rows, columns)
-        found[f"{stem}.experts.{'down' if down else 'gate_up'}.weight"] = replace(tensor, shape=shape)
     with torch.device("meta"):
-        layers = quantizable("backbone", Backbone(c))
-    return {
-        name: replace(tensor, form=form) if name.removeprefix("model.") in layers else tensor
-        for name, tensor in found.items()
-    }
-
-
-def layer_tensors(c: BackboneConfig, n: int) -> dict[str, Tensor]:
-    """Everything of layer n."""
-    stem, attention = f"model.layers.{n}", f"model.layers.{n}.attention"
-    heads = c.num_attention_heads + 2 * c.num_key_value_heads
-    tensors = {f"{stem}.{name}.weight": Tensor((c.hidden_size,), 1, 0) for name in LAYER_NORMS}
-    tensors |= {f"{attention}.{name}.weight": Tensor((c.head_dim,), LONG, 0) for name in HEAD_NORMS}
-    tensors[f"{attention}.query_key_value.weight"] = matrix(heads * c.head_dim, c.hidden_size)
-    tensors[f"{attention}.dense.weight"] = matrix(c.hidden_size, c.num_attention_heads * c.head_dim)
-    if n < c.first_k_dense_replace:
-        return tensors | mlp(f"{stem}.mlp", c.hidden_size, c.intermediate_size)
-    tensors[f"{stem}.mlp.gate.weight"] = matrix(c.num_experts, c.hidden_size)
-    tensors[f"{stem}.mlp.gate.expert_bias"] = Tensor((c.num_experts,), 0, 0)
-    shared = c.moe_intermediate_size * c.num_shared_experts
-    tensors |= mlp(f"{stem}.mlp.shared_experts", c.hidden_size, shared)
-    for expert in range(c.num_experts):
-        tensors |= mlp(f"{stem}.mlp.experts.{expert}", c.hidden_size, c.moe_intermediate_size)
-    return tensors
-
-
-LAYER_NORMS = ("input_layernorm", "post_attention_layernorm")
-HEAD_NORMS = ("query_layernorm", "key_layernorm")
-
-
-def matrix(rows: int, columns: int) -> Tensor:
-    """A matrix that keeps the length of what it multiplies."""
-    return Tensor((rows, columns), 0, columns**-0.5)
-
-
-def mlp(stem: str, hidden: int, inner: int) -> dict[str, Tensor]:
-    """A gated MLP."""
-    return {
-        f"{stem}.gate_proj.weight": matrix(inner, hidden),
-        f"{stem}.up_proj.weight": matrix(inner, hidden),
-        f"{stem}.down_proj.weight": matrix(hidden, inner),
-    }
+        module = Backbone(config)
+    layers = quantizable("backbone", module) if form is not None else {}
+    files: dict[str, dict[str, Tensor]] = {}
+    for name, whole in module.state_dict().items():
+        parts = dict(released_keys(name, config))
+        tensor = numbers(name, whole[next(iter(parts.values()))])  # an expert's matrix, where it is a bank
+        if form is None:
+            tensors = {key: replace(tensor, shape=tuple(whole[part].shape)) for key, part in parts.items()}
+        else:
+            given = form if name in layers else None
+            tensors = {converted_key(name): replace(tensor, shape=tuple(whole.shape), form=given)}
+        stem = name.split(".")
+        file = f"layer{int(stem[1]):02}" if stem[0] == "layers" else stem[0]
+        files.setdefault(f"model-{file}.safetensors", {}).update(tensors)
+    yield from files.items()
 
 
 def pixel_files(
@@ -221,7 +171,7 @@ def pixel_files(
     tokenizer = tensors_of(visual, "model.visual.") | tensors_of(quantizer, "model.vqmodel.")
     layers = quantizable("decoder", transformer) if form is not None else {}
     names = {
-        name.replace("cap_embedder.", "semantic_embedder."): replace(tensor, form=form) if name in layers else tensor
+        released_key(name): replace(tensor, form=form) if name in layers else tensor
         for name, tensor in tensors_of(transformer).items()
     }
     return {
@@ -232,15 +182,20 @@ def pixel_files(
 
 
 def tensors_of(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors of a module: matrices that keep lengths, norms of ones, other vectors of zeros."""
-
-    def numbers(name: str, tensor: torch.Tensor) -> Tensor:
-        shape = tuple(tensor.shape)
-        if tensor.ndim > 1:
-            return Tensor(shape, 0, torch.Size(shape[1:]).numel() ** -0.5)
-        return Tensor(shape, float("norm" in name and not name.endswith("bias")), 0)
-
+    """The tensors of a module."""
     return {prefix + name: numbers(name, tensor) for name, tensor in module.state_dict().items()}
+
+
+def numbers(name: str, tensor: torch.Tensor) -> Tensor:
+    """Matrices that keep lengths, norms of ones, other vectors of zeros; and what spreads the tokens over experts."""
+    shape = tuple(tensor.shape)
+    if name == "word_embeddings.weight":
+        return Tensor(shape, 0, SHORT)
+    if name.endswith(("query_layernorm.weight", "key_layernorm.weight")):
+        return Tensor(shape, LONG, 0)
+    if tensor.ndim > 1:
+        return Tensor(shape, 0, torch.Size(shape[1:]).numel() ** -0.5)
+    return Tensor(shape, float("norm" in name and not name.endswith("bias")), 0)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, device, seed: int) -> None:

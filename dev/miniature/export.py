@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
+from llada_core.backbone.keys import released_keys
 from llada_core.decoder.conditioning import NAMES
+from llada_core.decoder.decode import released_key
 
 from . import backbone, decoder, tokenizer, vae, vision
 from .sizes import BACKBONE, DECODER, PREPROCESSOR, VAE, VISION, VQ
@@ -65,27 +66,13 @@ def _backbone(run: Path, target: Path, vocabulary) -> None:
     config |= {"architectures": ["LLaDA2MoeModelLM"], "torch_dtype": "bfloat16", "use_cache": False}
     config |= {"pad_token_id": vocabulary.end, "eos_token_id": vocabulary.end}
     _json(target / "config.json", config)
-    model = backbone.build(backbone.config(vocabulary.vocab_size, vocabulary.image_offset))
+    sizes = backbone.config(vocabulary.vocab_size, vocabulary.image_offset)
+    model = backbone.build(sizes)
     if trained(run, "backbone", backbone.with_help(model)) is not None:
-        _save(released_keys(model), target / "model.safetensors", keep=("gate.weight", "expert_bias"))
-
-
-def released_keys(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The backbone's tensors under the names of the release, expert by expert."""
-    named = {}
-    for name, tensor in model.state_dict().items():
-        if ".experts." not in name:
-            named[name if name.startswith("lm_head") else f"model.{name}"] = tensor
-            continue
-        stem = f"model.{name.split('.experts.')[0]}.experts"
-        for expert, bank in enumerate(tensor):
-            if ".gate_up." in name:
-                gate, up = bank.chunk(2)
-                named[f"{stem}.{expert}.gate_proj.weight"] = gate
-                named[f"{stem}.{expert}.up_proj.weight"] = up
-            else:
-                named[f"{stem}.{expert}.down_proj.weight"] = bank
-    return named
+        weights = {
+            key: tensor[part] for name, tensor in model.state_dict().items() for key, part in released_keys(name, sizes)
+        }
+        _save(weights, target / "model.safetensors", keep=("gate.weight", "expert_bias"))
 
 
 def _decoders(run: Path, target: Path) -> None:
@@ -94,10 +81,7 @@ def _decoders(run: Path, target: Path) -> None:
             continue
         (target / name).mkdir()
         _json(target / name / "config.json", {"_class_name": "ZImageTransformer2DModel", **DECODER})
-        weights = {
-            "semantic_embedder." + key.removeprefix("cap_embedder.") if key.startswith("cap_embedder.") else key: value
-            for key, value in model["transformer"].state_dict().items()
-        }
+        weights = {released_key(name): value for name, value in model["transformer"].state_dict().items()}
         _save(weights, target / name / "decoder_model.safetensors")
         ours = model["embedder"].state_dict()  # the same in both stages
         released = {key: ours[mine].to(DTYPE).clone() for key, mine in NAMES.items()}

@@ -1,6 +1,8 @@
 """Where a tensor of a checkpoint goes in the backbone, in every published form of the keys (docs/model.md, Files)."""
 
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -40,11 +42,30 @@ def place(key: str, config: BackboneConfig) -> Slot:
     match = _EXPERT.fullmatch(name)
     if match is None:
         return Slot(name)
-    rows = {
-        "gate": slice(0, config.moe_intermediate_size),
-        "up": slice(config.moe_intermediate_size, None),
-        "down": slice(None),
-    }[match["kind"]]
-    bank = "down" if match["kind"] == "down" else "gate_up"
+    bank, rows = _projections(config)[match["kind"]]
     expert = slice(None) if match["expert"] is None else int(match["expert"])
     return Slot(f"{match['mlp']}.experts.{bank}.weight", (expert, rows))
+
+
+def released_keys(name: str, config: BackboneConfig) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """What `place` undoes: the release's keys of one of the module's tensors, and the part of it that each holds."""
+    key = converted_key(name)
+    stem, banked, rest = key.partition(".experts.")
+    if not banked:
+        yield key, ()
+        return
+    for expert in range(config.num_experts):
+        for kind, (bank, rows) in _projections(config).items():
+            if rest == f"{bank}.weight":
+                yield f"{stem}.experts.{expert}.{kind}_proj.weight", (expert, rows)
+
+
+def converted_key(name: str) -> str:
+    """The key of one of the module's tensors in a converted folder, where banks are whole."""
+    return name if name.startswith("lm_head.") else f"model.{name}"
+
+
+def _projections(config: BackboneConfig) -> dict[str, tuple[str, slice]]:
+    """An expert's projections: the bank that holds each, and its rows there."""
+    inner = config.moe_intermediate_size
+    return {"gate": ("gate_up", slice(0, inner)), "up": ("gate_up", slice(inner, None)), "down": ("down", slice(None))}

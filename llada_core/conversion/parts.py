@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..backbone.config import BackboneConfig
-from ..backbone.keys import open_backbone
+from ..backbone.keys import converted_key, open_backbone
 from ..checkpoint.component import Component
 from ..checkpoint.layout import Layout
 from ..checkpoint.weights import Slot, companions
@@ -145,7 +145,7 @@ def _key(part: str, name: str, slots: Mapping[str, Slot]) -> str:
     """A weight's key in the new file: the backbone's as released, but for whole banks; the others' do not change."""
     if part != "backbone":
         return next(iter(slots))
-    return name if name == "lm_head.weight" else f"model.{name}"
+    return converted_key(name)
 
 
 def _form(name: str, component: Component, form: Format | None, slots: Mapping[str, Slot]) -> Format:

@@ -114,9 +114,17 @@ def open_vae(folder: Path) -> Component:
     return Component(module, source, plan(module, source, Slot), compute_dtype=vae_dtype)
 
 
+_RELEASED, _LIBRARY = "semantic_embedder.", "cap_embedder."
+
+
 def _renamed(key: str) -> str:
     """The library's name of a tensor of the decoder's file."""
-    return "cap_embedder." + key.removeprefix("semantic_embedder.") if key.startswith("semantic_embedder.") else key
+    return _LIBRARY + key.removeprefix(_RELEASED) if key.startswith(_RELEASED) else key
+
+
+def released_key(name: str) -> str:
+    """The key of one of a decoder's tensors in the release's file."""
+    return _RELEASED + name.removeprefix(_LIBRARY) if name.startswith(_LIBRARY) else name
 
 
 def check_grid(h: int, w: int) -> None:
