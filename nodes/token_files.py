@@ -112,11 +112,11 @@ class LoadTokens(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str) -> str:
+    def fingerprint_inputs(cls, file: str | None = None) -> str:
         """Changes with the file."""
         return host.token_file_fingerprint(file)
 
     @classmethod
-    def execute(cls, file: str) -> io.NodeOutput:
-        """Read the file."""
+    def execute(cls, file: str | None = None) -> io.NodeOutput:
+        """Read the file. A host runs a node that hangs on an input that no schema knows, even with nothing given."""
         return io.NodeOutput(load_tokens(host.token_file(file)))

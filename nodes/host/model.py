@@ -6,6 +6,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ...llada_core.checks import check_choice
 from ...llada_core.engine import ATTENTION_KINDS, PRECISIONS, LLaDAUni
+from ...llada_core.options import WEIGHTS
 from .component_manager import HostComponentManager
 from .folders import checkpoint_fingerprint, checkpoint_path
 
@@ -55,6 +56,7 @@ def open_checkpoint(name: str, precision: str, attention: str, weights: str) -> 
     """Open a listed checkpoint. Raises InputError and CheckpointError as `checkpoint_path` and LLaDAUni do."""
     check_choice("precision", precision, tuple(PRECISIONS))
     check_choice("attention", attention, ATTENTION_KINDS)
+    check_choice("weights", weights, WEIGHTS)
     folder = checkpoint_path(name)
     key = (str(folder.resolve()), checkpoint_fingerprint(name), precision, weights)
     return HostedModel(folder, _SHARED.get(key, precision, weights), attention)

@@ -93,7 +93,7 @@ class ServerHost:
         if run.status == "error":
             node, kind = run.error.get("node_type", ""), run.error.get("exception_type", "").rpartition(".")[2]
             text = f"{node}: {kind}: {run.error.get('exception_message', '')}"[:300]
-            if not node.startswith("LLaDAUni"):
+            if not node.startswith("LLaDAUni") or kind == "DependencyCycleError":
                 return Outcome(HOST, text)
             return Outcome(ERROR if kind in CLEAR else FAULT, text)
         return self._look(run)
@@ -136,9 +136,13 @@ class ServerHost:
         except OSError:
             return False
 
+    def clear_history(self) -> None:
+        """Have the host forget the prompts that it ran."""
+        self.server.post("/history", {"clear": True})
+
     def let_go(self) -> None:
         """Have the host drop what it caches, its models and its history."""
-        self.server.post("/history", {"clear": True})
+        self.clear_history()
         self.server.post("/free", {"unload_models": True, "free_memory": True})
         time.sleep(2)
 
@@ -247,6 +251,9 @@ class ProcessHost:
     def answers(self) -> bool:
         """It does as long as this process lives."""
         return True
+
+    def clear_history(self) -> None:
+        """There is none."""
 
     def let_go(self) -> None:
         """Drop what nobody refers to."""

@@ -275,5 +275,11 @@ def test_a_folder_that_a_conversion_is_still_writing_is_not_listed(in_process_ho
 
 def test_an_unknown_choice_of_weights_is_refused(in_process_host, graphs):
     graph = graphs.draw(side=64)
-    graph["load"]["inputs"]["weights"] = "2-bit"
-    assert "weights: found '2-bit'; expected one of as stored, 8-bit, 4-bit" in failure(in_process_host, graph)
+    for value, found in (("2-bit", "'2-bit'"), ({"a": 1}, "{'a': 1}")):  # a link may hand over anything
+        graph["load"]["inputs"]["weights"] = value
+        assert f"weights: found {found}; expected one of as stored, 8-bit, 4-bit" in failure(in_process_host, graph)
+
+
+def test_a_loader_of_tokens_without_a_file_says_so(in_process_host, graphs):
+    """A host that runs what hangs on an input that no schema knows has not checked it."""
+    assert "file: found None" in failure(in_process_host, {"file": graphs.node("LLaDAUniLoadTokens")})
