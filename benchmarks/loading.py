@@ -9,6 +9,8 @@ the weights as they lie in memory, plus 500 MB; on a GPU: 500 MB.
     python -m benchmarks.loading [--files bf16|fp8|8-bit|4-bit] [--gigabytes 2] [--folder DIR] [--json FILE]
     python -m benchmarks.loading --files 4-bit --released --device cuda      the released sizes, a decoder with them
     python -m benchmarks.loading --files fp8 --dtype bf16                    FP8 widened while it is read
+    python -m benchmarks.loading --weights 4-bit                             quantized while it is read
+    python -m benchmarks.loading --convert int4                              written anew, as the command does it
 """
 
 import argparse
@@ -30,10 +32,13 @@ from llada_core.backbone.model import Backbone
 from llada_core.checkpoint.component import Component
 from llada_core.checkpoint.layout import Layout
 from llada_core.checkpoint.weights import companions
+from llada_core.conversion.convert import convert
+from llada_core.conversion.options import Conversion
 from llada_core.conversion.shards import ShardWriter
 from llada_core.decoder.decode import open_decoder, released_key
+from llada_core.options import WEIGHTS
 from llada_core.placement import PRECISIONS
-from llada_core.quantization.choices import asked_form, quantizable
+from llada_core.quantization.choices import FORMS, asked_form, quantizable
 from llada_core.quantization.formats import METADATA_SUFFIX, Dense, Format, FP8Block, encode_metadata
 
 from .fullsize import released
@@ -165,12 +170,17 @@ def status(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
 
 
-def load(folder: Path, device: torch.device, dtype: torch.dtype | None) -> dict[str, float | str]:
-    """What the process of its own does."""
+def load(
+    folder: Path, device: torch.device, dtype: torch.dtype | None, weights: str, target: Path | None, form: str
+) -> dict[str, float | str]:
+    """What the process of its own does: load the parts, or convert them into `target`."""
     config = BackboneConfig.from_dict(json.loads((folder / "config.json").read_text()))
     torch.zeros(8, device=device).bfloat16().float()  # what torch itself needs for a first computation
     before = status("VmHWM")
     began = time.perf_counter()
+    if target is not None:
+        convert(folder, target, Conversion(form), device)
+        return {"load_s": time.perf_counter() - began, "peak": status("VmHWM") - before}
     layout = Layout.look(folder)
     parts: dict[str, Component] = {"backbone": open_backbone(layout.backbone_files(), config)}
     if layout.has("decoder-turbo"):
@@ -180,7 +190,7 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype | None) -> dict[
     modules, took, forms = {}, {}, {}
     for part, component in parts.items():
         start = time.perf_counter()
-        forms[part] = component.asked("as stored", part, dtype, device)
+        forms[part] = component.asked(weights, part, dtype, device)
         modules[part] = component.load(dtype or component.dtype, device=device, asked=forms[part])
         took[f"{part}, s"] = time.perf_counter() - start
     tensors = [tensor for module in modules.values() for tensor in module.state_dict().values()]
@@ -203,12 +213,19 @@ def main() -> None:
     parser.add_argument("--released", action="store_true", help="the released sizes instead, with a decoder")
     parser.add_argument("--device", default="cpu", help="where the weights will lie")
     parser.add_argument("--dtype", choices=PRECISIONS, default="auto", help="of the weights; auto is as stored")
+    parser.add_argument(
+        "--weights", choices=WEIGHTS, default="as stored", help="what layers become while they are read"
+    )
+    parser.add_argument("--convert", choices=[*FORMS], help="convert the folder instead of loading it")
     parser.add_argument("--folder", type=Path, help="where to write the temporary checkpoint")
     parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)
     add_json(parser)
     arguments = parser.parse_args()
     if arguments.load:
-        print(json.dumps(load(arguments.load, torch.device(arguments.device), PRECISIONS[arguments.dtype])))
+        target = arguments.load.with_name("converted") if arguments.convert else None
+        device, dtype = torch.device(arguments.device), PRECISIONS[arguments.dtype]
+        found = load(arguments.load, device, dtype, arguments.weights, target, arguments.convert or "")
+        print(json.dumps(found))
         return
     if not Path("/proc/self/status").exists():
         sys.exit("This benchmark reads peak memory from /proc, which this system has not.")
@@ -218,13 +235,24 @@ def main() -> None:
         config = vars(sizes.backbone) | {"tie_word_embeddings": False}
         decoder = sizes.decoder | {"cap_feat_dim": sizes.features}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        folder = Path(name)
+        folder = Path(name) / "checkpoint"
+        folder.mkdir()
         write_folder(folder, arguments.files, config, decoder)
         on_disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         shards = len(list(folder.rglob("*.safetensors")))
         command = [sys.executable, "-m", "benchmarks.loading", "--load", str(folder)]
-        command += ["--device", arguments.device, "--dtype", arguments.dtype]
+        command += ["--device", arguments.device, "--dtype", arguments.dtype, "--weights", arguments.weights]
+        command += ["--convert", arguments.convert] if arguments.convert else []
         result = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+    if arguments.convert:
+        figures = {
+            "on disk, GB": on_disk / 1e9,
+            f"converted to {arguments.convert}, s": result["load_s"],
+            "GB of the source a second": on_disk / 1e9 / result["load_s"],
+            "peak, MB": result["peak"] / MB,
+        }
+        show(f"Converting, {arguments.files} files", figures, arguments.json)
+        return
     in_memory = result["weights"] if torch.device(arguments.device).type == "cpu" else 0
     bound = FACTOR * in_memory + ALLOWANCE
     parts = {name: seconds for name, seconds in result.items() if name.endswith(", s")}
@@ -237,13 +265,15 @@ def main() -> None:
         "loading, s": result["load_s"],
         **(parts if len(parts) > 1 else {}),
         "loading, s a GB of files": result["load_s"] / (on_disk / 1e9),
+        "GB of files a second": on_disk / 1e9 / result["load_s"],
         "peak, MB": result["peak"] / MB,
         "peak / weights": result["peak"] / result["weights"],
         "left after loading, MB": result["after"] / MB,
         f"bound ({FACTOR if in_memory else 0} x + 500 MB), MB": bound / MB,
         "within the bound": "yes" if result["peak"] <= bound else "NO",
     }
-    show(f"Loading, {arguments.files} files", figures, arguments.json)
+    form = "" if arguments.weights == "as stored" else f", as {arguments.weights}"
+    show(f"Loading, {arguments.files} files{form}", figures, arguments.json)
     sys.exit(result["peak"] > bound)
 
 

@@ -1,11 +1,13 @@
 """Weights from files into modules, or from one form into another: a piece at a time, each read once.
 
 Where a file stores a weight as it is wanted, its bytes are read straight to their place. Else a piece of it is read
-into a buffer, brought to the device that computes, and converted there.
+into a buffer, brought to the device that computes, and converted there. Experts that lie one by one in a file go
+together then: starting a computation takes a GPU as long as a megabyte of it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from ..errors import CheckpointError
 from ..quantization.choices import holds
 from ..quantization.formats import Dense, Format, FP8Block, Index, Shape
 from .reading import Stretch, read
-from .weights import DOWNLOAD, OnRead, PickledTensors, Slot, TensorFiles, companions, entry_numel
+from .weights import DOWNLOAD, OnRead, PickledTensors, Slot, TensorFiles, companions, entry_numel, file_dtype
 
 CHUNK = 8 * 2**20  # bytes of a large tensor that are read at a time
+CHUNK_FOR_GPU = 32 * 2**20  # the same where a GPU converts them, or they go to one
 # Path of a safetensors file -> its tensors by key, each a slice of a map of that file.
 Mapped = Callable[[Path], Mapping[str, torch.Tensor]]
 
@@ -31,7 +34,7 @@ class Piece:
         name: the parameter or buffer, a dense weight's.
         index: which part of the dense weight it is, as in `weights.Slot`.
         shape: of that part of the dense weight.
-        key: of the weight in its file.
+        key: of the weight in its file, the first one of several experts.
         form: the wanted one, for this part alone.
         stored: suffix -> where the tensor lies in the wanted form's, and the tensor.
         source: the file's form, and its tensors by suffix, valid until the next piece is asked for.
@@ -120,14 +123,31 @@ def pieces(
         for key, tensor in source.read(slots):
             yield _converted(slots[key], key, slots[key].index, forms, shapes, {"weight": tensor}, compute)
         return
-    works = _works(source, slots, shapes, forms, targets or {})
-    for (key, index), tensors in read(works, pinned=compute.type == "cuda"):
-        yield _converted(slots[key], key, index, forms, shapes, tensors, compute)
+    works = _works(source, slots, shapes, forms, targets or {}, compute.type == "cuda")
+    for work, tensors in read(((work, work.stretches) for work in works), pinned=compute.type == "cuda"):
+        yield _converted(slots[work.key], work.key, work.index, forms, shapes, work.together or tensors, compute)
 
 
 def tensor_name(name: str, suffix: str) -> str:
     """The stored tensor of a weight: "a.weight", "weight_scale" -> "a.weight_scale"."""
     return name if suffix == "weight" else name.removesuffix("weight") + suffix
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is read and converted at a time.
+
+    Attributes:
+        key: as in `Piece`.
+        index: where it goes, as in `weights.Slot`.
+        stretches: what to read; by suffix, but where there are several experts.
+        together: suffix -> the tensor that is filled by them, of several experts.
+    """
+
+    key: str
+    index: Index
+    stretches: dict[Any, Stretch]
+    together: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def _works(
@@ -136,39 +156,115 @@ def _works(
     shapes: Mapping[str, Shape],
     forms: Mapping[str, Format],
     targets: Mapping[str, torch.Tensor],
-) -> Iterator[tuple[tuple[str, Index], dict[str, Stretch]]]:
+    gpu: bool,
+) -> Iterator[_Work]:
     """What to read, in the order of the files: of large tensors some rows, or some experts, at a time."""
-    for key in sorted(slots, key=lambda key: (source.entries[key].file, source.entries[key].offset)):
-        slot, wanted = slots[key], forms[slots[key].name]
-        shape = piece_shape(shapes[slot.name], slot.index)
+    chunk = CHUNK_FOR_GPU if gpu else CHUNK
+    ordered = sorted(slots, key=lambda key: (source.entries[key].file, source.entries[key].offset))
+    for _, keys in groupby(ordered, key=lambda key: source.entries[key].file):
+        for run in _runs(keys, source, slots, shapes, forms, targets, chunk):
+            if len(run) > 1:
+                yield _several(run, source, slots, shapes, gpu)
+            else:
+                yield from _one(run[0], source, slots, shapes, forms, targets, chunk)
+
+
+def _runs(
+    keys: Iterable[str],
+    source: TensorFiles,
+    slots: Mapping[str, Slot],
+    shapes: Mapping[str, Shape],
+    forms: Mapping[str, Format],
+    targets: Mapping[str, torch.Tensor],
+    chunk: int,
+) -> list[list[str]]:
+    """The keys of a file; together those of successive experts of a bank that are converted, or sent to a GPU."""
+    runs: list[list[str]] = []
+    banks: dict[tuple[str, str, Format], list[str]] = {}
+    for key in keys:
+        slot = slots[key]
+        if slot.index and isinstance(slot.index[0], int):
+            banks.setdefault((slot.name, repr(slot.index[1:]), slot.stored), []).append(key)
+        else:
+            runs.append([key])
+    for (name, _, stored), experts in banks.items():
+        shape, target = piece_shape(shapes[name], slots[experts[0]].index), targets.get(name)
+        read_straight = _alike(stored, forms[name], shape) or (
+            isinstance(stored, Dense) and isinstance(forms[name], Dense)
+        )
+        most = 1
+        if not read_straight or (target is not None and target.device.type == "cuda"):
+            most = max(1, chunk // max(stored.bytes(shape), 1))
+        previous: Any = None
+        for key in sorted(experts, key=lambda key: slots[key].index[0]) if most > 1 else experts:
+            expert = slots[key].index[0]
+            if previous is None or expert != previous + 1 or len(runs[-1]) == most:
+                runs.append([])
+            runs[-1].append(key)
+            previous = expert
+    return sorted(runs, key=lambda run: min(source.entries[key].offset for key in run))
+
+
+def _several(
+    run: list[str], source: TensorFiles, slots: Mapping[str, Slot], shapes: Mapping[str, Shape], pinned: bool
+) -> _Work:
+    """Successive experts of a bank, one behind the other in buffers of their own."""
+    slot = slots[run[0]]
+    shape = piece_shape(shapes[slot.name], slot.index)
+    together: dict[str, torch.Tensor] = {}
+    stretches = {}
+    for place, key in enumerate(run):
         keys = companions(key, slot.stored, shape)
-        entries = {suffix: source.entries[keys[suffix]] for suffix in slot.stored.tensors(shape)}
-        for start, stop in _chunks(slot.stored, wanted, shape):
-            index = _narrow(slot.index, shape, start, stop)
-            into: dict[str, torch.Tensor] = {}
-            if _alike(slot.stored, wanted, (stop - start, *shape[1:]) if shape else ()):
-                into = {
-                    suffix: targets[tensor_name(slot.name, suffix)][where]
-                    for suffix, where in _place(wanted, shapes[slot.name], index).items()
-                    if tensor_name(slot.name, suffix) in targets
-                }
-            stretches = {}
-            for suffix, entry in entries.items():
-                rows = (start, stop) if len(entry.shape) and stop - start < shape[0] else (0, (*entry.shape, 1)[0])
-                target = into.get(suffix)
-                straight = target is not None and target.is_contiguous() and target.device.type == "cpu"
-                stretches[suffix] = Stretch(entry, *rows, target if straight else None)
-            yield (key, index), stretches
+        for suffix in slot.stored.tensors(shape):
+            entry = source.entries[keys[suffix]]
+            if suffix not in together:
+                dtype = file_dtype(entry.dtype)
+                together[suffix] = torch.empty((len(run), *entry.shape), dtype=dtype, pin_memory=pinned)
+            stretches[suffix, place] = Stretch(entry, 0, (*entry.shape, 1)[0], together[suffix][place])
+    first = slot.index[0]
+    return _Work(run[0], (slice(first, first + len(run)), *slot.index[1:]), stretches, together)
 
 
-def _chunks(stored: Format, wanted: Format, shape: Shape) -> Iterator[tuple[int, int]]:
+def _one(
+    key: str,
+    source: TensorFiles,
+    slots: Mapping[str, Slot],
+    shapes: Mapping[str, Shape],
+    forms: Mapping[str, Format],
+    targets: Mapping[str, torch.Tensor],
+    chunk: int,
+) -> Iterator[_Work]:
+    """A key's tensors, in parts where they are large; straight to their place where that can be."""
+    slot, wanted = slots[key], forms[slots[key].name]
+    shape = piece_shape(shapes[slot.name], slot.index)
+    keys = companions(key, slot.stored, shape)
+    entries = {suffix: source.entries[keys[suffix]] for suffix in slot.stored.tensors(shape)}
+    for start, stop in _chunks(slot.stored, wanted, shape, chunk):
+        index = _narrow(slot.index, shape, start, stop)
+        into: dict[str, torch.Tensor] = {}
+        if _alike(slot.stored, wanted, (stop - start, *shape[1:]) if shape else ()):
+            into = {
+                suffix: targets[tensor_name(slot.name, suffix)][where]
+                for suffix, where in _place(wanted, shapes[slot.name], index).items()
+                if tensor_name(slot.name, suffix) in targets
+            }
+        stretches = {}
+        for suffix, entry in entries.items():
+            rows = (start, stop) if len(entry.shape) and stop - start < shape[0] else (0, (*entry.shape, 1)[0])
+            target = into.get(suffix)
+            straight = target is not None and target.is_contiguous() and target.device.type == "cpu"
+            stretches[suffix] = Stretch(entry, *rows, target if straight else None)
+        yield _Work(key, index, stretches)
+
+
+def _chunks(stored: Format, wanted: Format, shape: Shape, chunk: int) -> Iterator[tuple[int, int]]:
     """The parts, along the first dimension, that a weight is read in. A quantized matrix stays whole."""
     if not shape:
         yield 0, 1
         return
     step = shape[0]
     if len(shape) > 2 or (isinstance(stored, Dense) and isinstance(wanted, Dense)):
-        step = max(1, CHUNK // max(stored.bytes((1, *shape[1:])), 1))
+        step = max(1, chunk // max(stored.bytes((1, *shape[1:])), 1))
     for start in range(0, shape[0], step):
         yield start, min(start + step, shape[0])
 

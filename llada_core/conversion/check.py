@@ -1,8 +1,11 @@
 """What a conversion has written, read back."""
 
 import math
+import os
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -18,25 +21,40 @@ from .record import Record
 from .shards import bytes_of
 
 CHUNK = 16 * 2**20  # bytes read at a time
+AT_ONCE = 4  # files
 REMEDY = "The disk or its driver may be at fault. Delete the unfinished folder and convert again."
 
 
 def check_tensors(folder: Path, record: Record, on_share: Callable[[float], None]) -> None:
     """Read every written tensor and compare it with what was written. Raises CheckpointError where one differs."""
     total = max(sum(noted["bytes"] for noted in record.files.values()), 1)
-    done = 0
-    for path, noted in record.files.items():
+    done, turn = 0, threading.Lock()
+
+    def check(path: str) -> None:
+        nonlocal done
+        noted = record.files[path]
         entries = TensorFiles(noted["part"], [folder / path]).entries
         found = dict.fromkeys(entries, 0)
         for key, tensors in read(_works(entries)):
             found[key] = zlib.crc32(bytes_of(tensors["rows"]), found[key])
-            done += tensors["rows"].nbytes
-            on_share(done / total)
+            with turn:
+                done += tensors["rows"].nbytes
+                on_share(done / total)
         wrong = [key for key, value in noted["crc32"].items() if found.get(key) != value]
         if wrong or found.keys() != noted["crc32"].keys():
             name = (wrong or sorted(found.keys() ^ noted["crc32"].keys()))[0]
             label = f"{noted['part']}: {path}"
             raise CheckpointError(label, f"{name} other than it was written", "the same bytes", REMEDY)
+
+    # A checksum takes longer than the reading, and computes outside Python's lock.
+    with ThreadPoolExecutor(min(AT_ONCE, os.cpu_count() or 1), thread_name_prefix="check") as threads:
+        checks = [threads.submit(check, path) for path in record.files]
+        try:
+            for one in checks:
+                one.result()
+        except BaseException:
+            threads.shutdown(cancel_futures=True)
+            raise
 
 
 def check_samples(

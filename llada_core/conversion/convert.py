@@ -8,13 +8,16 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from ..backbone.config import BackboneConfig
+from ..checkpoint.component import Component
 from ..checkpoint.layout import INDEX, QUANTIZATION, QUANTIZATION_VERSION, Layout
 from ..checkpoint.loading import pieces, tensor_name
 from ..checkpoint.weights import read_json
@@ -83,11 +86,7 @@ def convert(
             record.took(path, _take(source / path, work / path, link))
         numbers = sum(_numbers(weight) for file in files for weight in file.weights)
         done = _Progress(on_progress, numbers * 5 // 4)  # the last fifth is reading back
-        for file in files:
-            if record.has(file.path):
-                done.add(sum(_numbers(weight) for weight in file.weights), file.path.name)
-                continue
-            _write(file, parts[file.part].source, work, record, torch.device(device), done)
+        _write_all(files, parts, work, record, torch.device(device), done)
         _write_index(work, files)
         check_tensors(work, record, lambda share: done.rest(share, "reading back"))
         new_settings = _settings(settings, conversion, {file.part for file in files})
@@ -115,6 +114,47 @@ def _check_folders(source: Path, target: Path) -> None:
     if real_source == real_target or real_source in real_target.parents:
         remedy = "Choose a folder of its own; the source is never changed."
         raise InputError("target", f"{target.name} inside the source", "a folder outside it", remedy)
+
+
+def _write_all(
+    files: list[NewFile],
+    parts: Mapping[str, Component],
+    work: Path,
+    record: Record,
+    device: torch.device,
+    done: "_Progress",
+) -> None:
+    """Write the files that are not there yet; with a GPU some at once, as it waits for what a file's writing takes."""
+
+    def write(file: NewFile) -> None:
+        if record.has(file.path):
+            done.add(sum(_numbers(weight) for weight in file.weights), file.path.name)
+        else:
+            _write(file, parts[file.part].source, work, record, device, done)
+
+    at_once = files_at_once(device)
+    if at_once == 1:
+        for file in files:
+            write(file)
+        return
+    with ThreadPoolExecutor(at_once, thread_name_prefix="convert") as threads:
+        writing = [threads.submit(write, file) for file in files]
+        try:
+            while wait(writing, timeout=0.5, return_when=FIRST_EXCEPTION).not_done:  # Windows interrupts no longer wait
+                for file_written in writing:
+                    if file_written.done():
+                        file_written.result()
+            for file_written in writing:
+                file_written.result()
+        except BaseException:
+            done.stop()
+            threads.shutdown(cancel_futures=True)
+            raise
+
+
+def files_at_once(device: torch.device) -> int:
+    """How many files are written at once where weights are quantized on that device."""
+    return 3 if device.type == "cuda" else 1
 
 
 def _write(file: NewFile, source, work: Path, record: Record, device: torch.device, done: "_Progress") -> None:
@@ -245,14 +285,22 @@ def _bytes(weight: Weight) -> int:
 
 
 class _Progress:
-    """Shares of the work: numbers converted, then what is left for reading back."""
+    """Shares of the work: numbers converted, then what is left for reading back. Threads take turns."""
 
     def __init__(self, on_progress: OnProgress, total: int):
         self._report, self._total, self._done = on_progress, max(total, 1), 0
+        self._turn, self._stopped = threading.Lock(), False
 
     def add(self, count: int, what: str) -> None:
-        self._done += count
-        self._report(self._done / self._total, what)
+        with self._turn:
+            if self._stopped:
+                raise CancelledError("another file could not be written")
+            self._done += count
+            self._report(self._done / self._total, what)
+
+    def stop(self) -> None:
+        """End whoever reports next."""
+        self._stopped = True
 
     def rest(self, share: float, what: str) -> None:
         self._report((self._done + (self._total - self._done) * share) / self._total, what)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class Record:
     source: list[str]
     files: dict[str, dict] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
+    _turn: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @classmethod
     def begin(cls, folder: Path, layout: Layout, conversion: Conversion) -> "Record":
@@ -69,10 +71,11 @@ class Record:
     def wrote(
         self, file: NewFile, nbytes: int, checksums: dict[str, int], errors: dict[str, tuple[float, float]]
     ) -> None:
-        """Note a file."""
+        """Note a file; several threads may."""
         noted = {"part": file.part, "bytes": nbytes, "crc32": checksums, "errors": errors}
-        self.files[file.path.as_posix()] = noted
-        self.save()
+        with self._turn:
+            self.files[file.path.as_posix()] = noted
+            self.save()
 
     def took(self, path: Path, how: str) -> None:
         """Note a file that stays as it was."""

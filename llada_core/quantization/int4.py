@@ -44,7 +44,7 @@ def _choose(rows: torch.Tensor, group_size: int, symmetric: bool, search: bool) 
         best.offer(scale, zero)
     for _ in range(REFINEMENTS if search else 0):
         best.offer(*_fit(grouped, best.codes(), best.scale, symmetric))
-    nibbles = (best.codes() + 8).to(torch.uint8).flatten(1)
+    nibbles = best.codes().add_(8).to(torch.uint8).flatten(1)
     return nibbles, best.scale[..., 0].bfloat16(), best.zero[..., 0].bfloat16()
 
 
@@ -69,14 +69,16 @@ class _Best:
 
     def __init__(self, grouped: torch.Tensor):
         self.grouped = grouped
+        # Relative to the largest number, which keeps the squares of the largest and smallest numbers within float32.
+        self.size = grouped.abs().amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
+        # What is computed on the way lies in the same memory each time: fresh memory costs more than the computing.
+        self.work = torch.empty_like(grouped)
         self.offered = False
 
     def offer(self, scale: torch.Tensor, zero: torch.Tensor) -> None:
         """Take these, [n, groups, 1] each and exact in bfloat16, where their error is less."""
-        codes = _codes(self.grouped, scale, zero)
-        # Relative to the scale, which keeps the squares of the largest and smallest numbers within float32.
-        size = self.grouped.abs().amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
-        error = ((codes * scale + zero - self.grouped) / size).square_().sum(-1, keepdim=True)
+        values = self._codes(scale, zero).mul_(scale).add_(zero)
+        error = values.sub_(self.grouped).div_(self.size).square_().sum(-1, keepdim=True)
         if not self.offered:
             self.scale, self.zero, self.error, self.offered = scale, zero, error, True
             return
@@ -86,12 +88,14 @@ class _Best:
         self.error = torch.where(better, error, self.error)
 
     def codes(self) -> torch.Tensor:
-        """Whole numbers from -8 to 7 of the chosen scale and zero, float32 [n, groups, group_size]."""
-        return _codes(self.grouped, self.scale, self.zero)
+        """Whole numbers from -8 to 7 of the chosen scale and zero, float32 [n, groups, group_size].
 
+        The next call of any method writes over them.
+        """
+        return self._codes(self.scale, self.zero)
 
-def _codes(grouped: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
-    return ((grouped - zero) / scale).round_().clamp_(-8, 7)
+    def _codes(self, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+        return torch.sub(self.grouped, zero, out=self.work).div_(scale).round_().clamp_(-8, 7)
 
 
 def _candidates(grouped: torch.Tensor, symmetric: bool, clippings: tuple[float, ...]):
@@ -115,16 +119,21 @@ def _candidates(grouped: torch.Tensor, symmetric: bool, clippings: tuple[float, 
 def _fit(
     grouped: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, symmetric: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The least-squares scale and zero of the codes, [n, groups, 1]; the given scale where they do not tell one."""
+    """The least-squares scale and zero of the codes, [n, groups, 1]; the given scale where they do not tell one.
+
+    `codes` are written over.
+    """
     # The numbers relative to the scale are of the size of the codes, whatever the size of the weights.
     relative = grouped / scale
     if symmetric:
-        top, bottom = (relative * codes).sum(-1, keepdim=True), codes.square().sum(-1, keepdim=True)
+        top = relative.mul_(codes).sum(-1, keepdim=True)
+        bottom = codes.square_().sum(-1, keepdim=True)
         zero = torch.zeros_like(top)
     else:
         mean, middle = relative.mean(-1, keepdim=True), codes.mean(-1, keepdim=True)
-        top = ((relative - mean) * (codes - middle)).sum(-1, keepdim=True)
-        bottom = (codes - middle).square().sum(-1, keepdim=True)
+        codes.sub_(middle)
+        top = relative.sub_(mean).mul_(codes).sum(-1, keepdim=True)
+        bottom = codes.square_().sum(-1, keepdim=True)
     slope = torch.where((bottom > 0) & (top > 0), top / bottom, 1.0)
     fitted = _scale(scale * slope)
     if not symmetric:

@@ -46,6 +46,15 @@ def test_loading(files, run):
     assert figures["peak, MB"] >= figures["weights in memory, MB"], "the peak was measured while weights were loaded"
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_loading_in_fewer_bits_and_converting(run):
+    dense = run("loading", "--gigabytes", "0.05")
+    quantized = run("loading", "--gigabytes", "0.05", "--weights", "8-bit")
+    assert quantized["weights in memory, MB"] < 0.7 * dense["weights in memory, MB"]
+    converted = run("loading", "--gigabytes", "0.05", "--convert", "int8")
+    assert converted["GB of the source a second"] > 0
+
+
 def test_full_size_program_on_small_sizes(run):
     figures = run("fullsize", "--tiny", "--normal")
     assert figures["picture"] == "64 x 64"

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llada_core.checkpoint.layout import QUANTIZATION
+from llada_core.conversion import convert as conversion
 from llada_core.conversion import shards
 from llada_core.conversion.command import main
 from llada_core.conversion.convert import convert
@@ -198,6 +200,7 @@ def test_killed_without_a_word(golden_checkpoint, target):
 import os, signal
 from llada_core.conversion.convert import convert
 from llada_core.conversion.options import Conversion
+from llada_core.conversion import convert as conversion
 from llada_core.conversion import shards
 
 put = shards.ShardWriter.write
@@ -243,6 +246,26 @@ def test_a_disk_that_fills_up(golden_checkpoint, target, monkeypatch):
     assert not [name for name in left if name.endswith(".partial")]
     convert(golden_checkpoint, target, QUICK)
     assert LLaDAUni(target)
+
+
+def test_several_files_at_once_as_a_gpu_writes_them(golden_checkpoint, target, tmp_path, monkeypatch):
+    """The same bytes and the same card; a full disk is told once, and what was whole is kept."""
+    convert(golden_checkpoint, tmp_path / "in a row", QUICK)
+    monkeypatch.setattr(conversion, "files_at_once", lambda device: 3)
+    with monkeypatch.context() as patch:
+        full_after(patch, 150_000)
+        with pytest.raises(CheckpointError, match="found a full disk"):
+            convert(golden_checkpoint, target, QUICK)
+    assert not target.exists()
+    assert not [name for name in names(target.with_name("new.partial")) if name.endswith(".partial")]
+    with pytest.raises(KeyboardInterrupt):
+        convert(golden_checkpoint, target, QUICK, on_progress=stop_in(2))
+    convert(golden_checkpoint, target, QUICK)
+    for path in sorted(target.glob("*.safetensors")):
+        assert path.read_bytes() == (tmp_path / "in a row" / path.name).read_bytes()
+    cards = [(folder / "README.md").read_text() for folder in (target, tmp_path / "in a row")]
+    assert cards[0] == cards[1].replace("in a row", "new")
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("convert")]
 
 
 def test_a_disk_that_is_too_small_from_the_start(golden_checkpoint, target, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from llada_core.backbone.keys import open_backbone
+from llada_core.checkpoint import loading
 from llada_core.checkpoint.layout import Layout
 from llada_core.engine import LLaDAUni
 from llada_core.errors import InputError
@@ -182,6 +183,25 @@ def test_quantized_while_read_is_the_dense_weight_quantized(
         layer = found.get_submodule(name.removesuffix(".weight"))
         for suffix, tensor in layer.form.quantize(weight).items():
             assert torch.equal(getattr(layer, suffix), tensor), (name, suffix)
+
+
+def test_experts_that_lie_one_by_one_are_quantized_together(golden_checkpoint, golden_backbone, monkeypatch):
+    """As many at a time as a chunk holds, each read once; the result does not depend on it."""
+    component = open_backbone(Layout.open(golden_checkpoint).backbone_files(), golden_backbone.config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in component.module.state_dict().items()}
+    forms = component.forms(torch.float32, Int4())
+    name = "layers.1.mlp.experts.down.weight"
+    slots = {key: slot for key, slot in component.slots.items() if slot.name == name}
+    experts, expert_bytes = shapes[name][0], 4 * shapes[name][1] * shapes[name][2]
+    whole = component.load(torch.float32, asked=Int4()).state_dict()
+    for chunk, most in ((1, 1), (3 * expert_bytes, 3), (2**30, experts)):
+        monkeypatch.setattr(loading, "CHUNK", chunk)
+        found = loading.pieces(component.source, slots, shapes, forms, torch.device("cpu"))
+        sizes = [piece.shape[0] if len(piece.shape) == 3 else 1 for piece in found]
+        assert sum(sizes) == experts
+        assert max(sizes) == most
+        again = component.load(torch.float32, asked=Int4()).state_dict()
+        assert all(torch.equal(again[key], value) for key, value in whole.items())
 
 
 def test_only_what_computes_much_is_quantized(model):
