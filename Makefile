@@ -44,7 +44,7 @@ campaign: $(VENV)/is-ready $(HOST)
 release-check: $(VENV)/is-ready
 	$(BIN)/python -m dev.release_check
 
-$(VENV)/is-ready: requirements.txt tests/requirements.txt tests/constraints.txt
+$(VENV)/is-ready: requirements.txt requirements-ray.txt tests/requirements.txt tests/constraints.txt
 	@echo "Setting up $(VENV): torch for the CPU and a few libraries, some minutes the first time."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --requirement requirements.txt --requirement tests/requirements.txt

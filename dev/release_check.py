@@ -65,8 +65,8 @@ def wrong_in_pyproject(project: dict[str, Any], root: Path) -> list[str]:
 
 
 def wrong_version(version: str, changelog: str) -> list[str]:
-    """Whether the topmost version of the changelog is the one to be published."""
-    top = re.search(r"^## \[?v?([\w.+-]+)", changelog, flags=re.MULTILINE)
+    """Whether the topmost version of the changelog is the one to be published; what is Unreleased goes with the next."""
+    top = re.search(r"^## (?!Unreleased$)\[?v?([\w.+-]+)", changelog, flags=re.MULTILINE)
     if top is None:
         return ["CHANGELOG.md: no version"]
     return (

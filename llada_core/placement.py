@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from .checkpoint.component import Component
+from .checkpoint.reading import map_file
 from .checks import check_choice
 from .options import WEIGHTS
 
@@ -55,13 +56,20 @@ class OneDevice:
         dtype: of activations, and of weights that are not quantized; None keeps each file's own. Where one is given,
             the FP8 release is read as it.
         weights: one of `options.WEIGHTS`: "8-bit" and "4-bit" quantize weights while they are read.
+        mapped: on the CPU, weights that a file has as they are used are slices of a map of it: processes that open one
+            checkpoint have them in memory once. The files must stay as they are meanwhile.
     """
 
     def __init__(
-        self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, weights: str = "as stored"
+        self,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        weights: str = "as stored",
+        mapped: bool = False,
     ):
         check_choice("weights", weights, WEIGHTS)
         self.device, self.dtype, self.weights = torch.device(device), dtype, weights
+        self._mapped = map_file if mapped and self.device.type == "cpu" else None
         self._placements: dict[str, Placement] = {}
 
     def place(self, part: str, component: Component, working_bytes: WorkingBytes) -> Placement:
@@ -69,7 +77,7 @@ class OneDevice:
         if part not in self._placements:
             dtype = component.compute_dtype(self.dtype or component.dtype)
             asked = component.asked(self.weights, part, self.dtype, self.device)
-            module = component.load(dtype, device=self.device, asked=asked)
+            module = component.load(dtype, device=self.device, mapped=self._mapped, asked=asked)
             self._placements[part] = Placement(module, self.device, dtype, resident=True)
         return self._placements[part]
 

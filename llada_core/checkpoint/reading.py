@@ -10,9 +10,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError
 from .weights import DOWNLOAD, Entry, file_dtype
@@ -90,6 +92,20 @@ def read(
             for _, _, futures, _ in pending:
                 for future in futures:
                     future.cancel()
+
+
+def map_file(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file as slices of a map of it: pages that all processes share, read when used.
+
+    Raises:
+        CheckpointError: a file that cannot be read any more.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}
+    except (SafetensorError, OSError) as error:
+        found = f"a file that cannot be read any more ({error})"
+        raise CheckpointError(path.name, found, "the file that was opened", DOWNLOAD) from error
 
 
 def _finished(

@@ -1,17 +1,17 @@
 """The command `python -m llada_core.quantization SOURCE TARGET`."""
 
 import argparse
-import shutil
 import sys
 import time
 from pathlib import Path
 
 import torch
 
+from ..bar import Bar
 from ..errors import InputError
+from ..whole_file import PARTIAL
 from .convert import convert
 from .options import BACKBONE_FORMS, PARTS, PIXEL_FORMS, Conversion
-from .shards import PARTIAL
 
 _ABOUT = """Write a checkpoint folder in fewer bits from the bf16 or FP8 release.
 
@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse, convert, and say what was done; returns the exit status."""
     choices = _parser().parse_args(arguments)
     began = time.monotonic()
-    bar = _Bar()
+    bar = Bar()
     try:
         conversion = Conversion(choices.backbone, choices.decoder, choices.vision, choices.parts)
         record = convert(choices.source, choices.target, conversion, choices.device, not choices.copy, bar)
@@ -67,26 +67,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default=device, help="where weights are quantized (default here: %(default)s)")
     parser.add_argument("--copy", action="store_true", help="copy files that stay as they are instead of linking them")
     return parser
-
-
-class _Bar:
-    """A line that fills up on a terminal; elsewhere a line every tenth of the way."""
-
-    def __init__(self):
-        self._live, self._said, self._last = sys.stderr.isatty(), -1, 0.0
-
-    def __call__(self, share: float, what: str) -> None:
-        now = time.monotonic()
-        if self._live and (now - self._last > 0.2 or share >= 1):
-            self._last = now
-            width = max(10, min(40, shutil.get_terminal_size().columns - 50))
-            filled = "#" * int(share * width)
-            print(f"\r{100 * share:3.0f} % [{filled:<{width}}] {what[:40]:<40}", end="", file=sys.stderr, flush=True)
-        elif not self._live and int(share * 10) > self._said:
-            self._said = int(share * 10)
-            print(f"{100 * share:3.0f} % {what}", file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        """Leave the line."""
-        if self._live:
-            print(file=sys.stderr)

@@ -23,12 +23,13 @@ from ..checkpoint.loading import pieces, tensor_name
 from ..checkpoint.weights import read_json
 from ..errors import CheckpointError, InputError
 from ..quantization.formats import METADATA_SUFFIX, describe
+from ..whole_file import PARTIAL
 from .card import card
 from .check import check_samples, check_tensors
 from .options import PARTS, Conversion
 from .parts import NewFile, Weight, new_files, open_parts
 from .record import RECORD, Record
-from .shards import PARTIAL, ShardWriter, write_text
+from .shards import ShardWriter, write_text
 
 LINKED = 2**20  # bytes from which files that stay as they are become hard links, where the file system lets them
 _ROOT_FILES = (".json", ".txt", ".jinja", ".model")  # of the tokenizer and the like; never programs

@@ -9,9 +9,10 @@ from pathlib import Path
 from ..checkpoint.layout import Layout
 from ..checkpoint.weights import read_json
 from ..errors import InputError
+from ..whole_file import PARTIAL
 from .options import Conversion
 from .parts import NewFile
-from .shards import PARTIAL, write_text
+from .shards import write_text
 
 RECORD = "conversion.json"
 VERSION = 1

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from ..checkpoint.weights import FILE_DTYPES
+from ..whole_file import PARTIAL, whole_file
 
-PARTIAL = ".partial"  # ends the name of whatever is not finished
 PAGE = 4096  # bytes: what begins on one can be mapped, and read past the page cache
 _NAMES = {dtype: name for name, dtype in FILE_DTYPES.items()}
 
@@ -110,13 +110,5 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file, never half of it under its name."""
-    partial = path.with_name(path.name + PARTIAL)
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -41,6 +41,7 @@ def test_the_icon_is_as_drawn():
 
 def test_versions_are_compared():
     assert check.wrong_version("1.2.0", "# Changelog\n\n## 1.2.0\n\n## 1.1.0\n") == []
+    assert check.wrong_version("1.2.0", "# Changelog\n\n## Unreleased\n\n## 1.2.0\n") == []
     assert "1.1.0" in check.wrong_version("1.2.0", "# Changelog\n\n## 1.1.0\n")[0]
     assert check.wrong_version("1.2.0", "# Changelog\n") == ["CHANGELOG.md: no version"]
 
