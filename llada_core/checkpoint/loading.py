@@ -183,7 +183,7 @@ def _runs(
     banks: dict[tuple[str, str, Format], list[str]] = {}
     for key in keys:
         slot = slots[key]
-        if slot.index and isinstance(slot.index[0], int):
+        if _expert(slot) is not None:
             banks.setdefault((slot.name, repr(slot.index[1:]), slot.stored), []).append(key)
         else:
             runs.append([key])
@@ -195,14 +195,19 @@ def _runs(
         most = 1
         if not read_straight or (target is not None and target.device.type == "cuda"):
             most = max(1, chunk // max(stored.bytes(shape), 1))
-        previous: Any = None
-        for key in sorted(experts, key=lambda key: slots[key].index[0]) if most > 1 else experts:
-            expert = slots[key].index[0]
+        previous: int | None = None
+        for expert, key in sorted((_expert(slots[key]) or 0, key) for key in experts):
             if previous is None or expert != previous + 1 or len(runs[-1]) == most:
                 runs.append([])
             runs[-1].append(key)
             previous = expert
     return sorted(runs, key=lambda run: min(source.entries[key].offset for key in run))
+
+
+def _expert(slot: Slot) -> int | None:
+    """Which expert of its bank a key is; None where it is no single one."""
+    first = slot.index[0] if slot.index else None
+    return first if isinstance(first, int) else None
 
 
 def _several(
@@ -221,7 +226,7 @@ def _several(
                 dtype = file_dtype(entry.dtype)
                 together[suffix] = torch.empty((len(run), *entry.shape), dtype=dtype, pin_memory=pinned)
             stretches[suffix, place] = Stretch(entry, 0, (*entry.shape, 1)[0], together[suffix][place])
-    first = slot.index[0]
+    first = _expert(slot) or 0
     return _Work(run[0], (slice(first, first + len(run)), *slot.index[1:]), stretches, together)
 
 
