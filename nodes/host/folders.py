@@ -68,7 +68,7 @@ def checkpoint_fingerprint(name: str) -> str:
     return _fingerprint(Layout.files(checkpoint_path(name)))
 
 
-def token_file_fingerprint(name: str) -> str:
+def token_file_fingerprint(name: str | None) -> str:
     """A text that changes when a listed token file is written anew."""
     return _fingerprint([token_file(name)])
 
@@ -82,7 +82,7 @@ def token_file_names() -> list[str]:
     return sorted(_token_files())
 
 
-def token_file(name: str) -> Path:
+def token_file(name: str | None) -> Path:
     """The path of a listed token file. Raises InputError for any other name."""
     found = _token_files()
     if not isinstance(name, str) or name not in found:
