@@ -65,7 +65,7 @@ def wrong_in_pyproject(project: dict[str, Any], root: Path) -> list[str]:
 
 
 def wrong_version(version: str, changelog: str) -> list[str]:
-    """Whether the topmost version of the changelog is the one to be published; what is Unreleased goes with the next."""
+    """Whether the topmost version of the changelog is the one to be published; Unreleased is none yet."""
     top = re.search(r"^## (?!Unreleased$)\[?v?([\w.+-]+)", changelog, flags=re.MULTILINE)
     if top is None:
         return ["CHANGELOG.md: no version"]
