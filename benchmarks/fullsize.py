@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from llada_core.backbone.config import BackboneConfig
+from llada_core.backbone.cuda_graphs import GraphStore
 from llada_core.backbone.experts import Experts, Router
 from llada_core.backbone.model import Backbone
 from llada_core.decoder.conditioning import SigVQEmbedder
@@ -116,7 +117,9 @@ def time_backbone(bench: Bench, sizes: Sizes) -> None:
 
     def fill(prompts: list[list[int]], config: GenerationConfig, count: int, graphs: bool) -> Output:
         sample = Sample(prompts, [mask] * count)
-        runner, batch = prepare(backbone, [sample], config, mask, bench.device, sizes.dtype, graphs=graphs)
+        runner, batch = prepare(
+            backbone, [sample], config, mask, bench.device, sizes.dtype, store=GraphStore() if graphs else None
+        )
         try:
             (output,) = generate(runner, batch, config)
         finally:

@@ -2,22 +2,24 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-from . import prompts
 from .backbone import attention_kernels
 from .backbone.attention_kernels import KINDS as ATTENTION_KINDS
 from .backbone.config import BackboneConfig
+from .backbone.cuda_graphs import GraphStore
 from .backbone.experts import ExpertBank
+from .backbone.head import Head
 from .backbone.keys import open_backbone
+from .backbone_tasks import BackboneTasks
 from .checkpoint.component import Component, described
 from .checkpoint.layout import Layout
 from .checkpoint.weights import PickledTensors, read_json
-from .checks import PIXELS, check_count, check_flag, check_kind, check_optional, check_seed, check_size, check_text
+from .checks import PIXELS, check_count, check_kind, check_optional
 from .decoder.conditioning import CODES_KEY, open_embedder
 from .decoder.decode import (
     check_grid,
@@ -29,17 +31,19 @@ from .decoder.decode import (
     sample_latents,
     vae_working_bytes,
 )
-from .errors import CheckpointError, InputError, shown
+from .errors import CheckpointError
 from .image_tokens import PATCH, ImageTokens
 from .libraries import without_partial_torchvision
-from .options import MAX_IMAGES, MAX_NEW_TOKENS, Decoding, Guidance, Sampling, Sprint
+from .lists import broadcast
+from .options import Decoding
 from .placement import PRECISIONS, ComponentManager, OneDevice, Placement, WorkingBytes
 from .preview_colours import colour_chart, colours, fit_latents
 from .progress import Progress, ProgressCallback, report, shifted
+from .quantization.formats import Format
 from .quantization.modules import QuantizedLinear, StoredWeight
-from .sampling.interleaved import Story, generate_interleaved
-from .sampling.pipeline import Pipeline, Usage, for_editing
-from .vision.preprocess import Normalisation, PixelBudgets, prepare
+from .sampling.interleaved import Story
+from .sampling.tasks import Answer, Generation
+from .vision.preprocess import Normalisation, PixelBudgets, prepare_batch
 from .vision.siglip_vq import encode_working_bytes, open_siglip_vq
 from .vocabulary import Vocabulary
 
@@ -50,7 +54,9 @@ __all__ = [
     "Component",
     "ComponentManager",
     "ExpertBank",
+    "Format",
     "Generation",
+    "Head",
     "LLaDAUni",
     "Layout",
     "OneDevice",
@@ -64,24 +70,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Generation:
-    """A drawn image: its tokens, the plan where thinking was on ("" else), and what it took."""
-
-    tokens: ImageTokens
-    thinking: str
-    usage: Usage
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A text about images, and what it took."""
-
-    text: str
-    usage: Usage
-
-
-class LLaDAUni:
+class LLaDAUni(BackboneTasks):
     """One LLaDA2.0-Uni checkpoint. Opening checks every file's header and reads no weights; parts load when needed.
 
     Args:
@@ -104,6 +93,7 @@ class LLaDAUni:
         self.layout = Layout.open(Path(folder))
         self.manager = manager or OneDevice()
         self._attend = attention_kernels.choose(attention)
+        self._graphs = GraphStore()
         self._palette: torch.Tensor | None = None
         self._latent_colours: torch.Tensor | None = None
         self._budgets = PixelBudgets()
@@ -137,11 +127,6 @@ class LLaDAUni:
             self._components["vae"] = open_vae(self.layout.require("vae"))
 
     @property
-    def codebook_size(self) -> int:
-        """Number of image codes."""
-        return self.vocabulary.codebook_size
-
-    @property
     def components(self) -> dict[str, Component]:
         """The parts this checkpoint has, by name."""
         return dict(self._components)
@@ -170,148 +155,60 @@ class LLaDAUni:
             self._latent_colours = fit_latents(latents, chart)
         return self._latent_colours
 
+    def preview(self, tokens: ImageTokens, cell: int = PATCH) -> list[torch.Tensor]:
+        """Token grids as pictures: a square of one colour for each code.
+
+        Args:
+            tokens: grids of this checkpoint's codebook.
+            cell: pixels of a square's side, 1 to 64.
+
+        Returns:
+            A float32 [h * cell, w * cell, 3] in 0...1 for each grid.
+        """
+        self.layout.require("sigvq")
+        check_count("cell", cell, 1, 64)
+        palette = cast(torch.Tensor, self.palette()).float() / 255
+        grids = tokens.for_codebook(self.codebook_size).grids
+        return [palette[grid].repeat_interleave(cell, 0).repeat_interleave(cell, 1) for grid in grids]
+
     def encode(
         self,
-        image: torch.Tensor,
+        image: torch.Tensor | list[torch.Tensor],
         purpose: str = "edit",
         fit: str = "cover",
         pixels: int = 0,
         progress: ProgressCallback | None = None,
-    ) -> ImageTokens:
+    ) -> Any:
         """Image to tokens with SigLIP-VQ (docs/model.md, Image preprocessing).
 
         Args:
-            image: float32 [batch, height, width, 3 or 4] in 0...1; alpha is composited over white.
+            image: float32 [batch, height, width, 3 or 4] in 0...1; alpha is composited over white. Or a list of such.
             purpose: "edit" (a reference to edit) or "understand" (a picture to question); they size it differently.
             fit: "cover" resizes before the crop, "crop" only crops (what the reference implementation does).
             pixels: budget of the area after resizing; 0 takes the checkpoint's.
             progress: called after each image.
 
         Returns:
-            As many grids as images. Several images share the smaller budget of the checkpoint.
+            ImageTokens with as many grids as images. Several images share the smaller budget of the checkpoint. Of a
+            list a list, each as if it were alone.
         """
         self.layout.require("image_tokenizer")
-        if not isinstance(image, torch.Tensor) or image.ndim != 4 or image.shape[0] == 0:
-            found = f"shape {list(image.shape)}" if isinstance(image, torch.Tensor) else shown(image)
-            raise InputError("image", found, "a batch [batch, height, width, channels]", "Connect at least one image.")
-        several = len(image) > 1
-        prepared = [self._normalise(prepare(one, purpose, fit, self._budgets, several, pixels)) for one in image]
-        largest = max(p.shape[-2] * p.shape[-1] for p in prepared)
+        batches, listed = broadcast(image=image)
+        budgets, normalise = self._budgets, self._normalise
+        prepared = [prepare_batch(one["image"], purpose, fit, budgets, pixels, normalise) for one in batches]
+        pictures = [picture for batch in prepared for picture in batch]
+        largest = max(picture.shape[-2] * picture.shape[-1] for picture in pictures)
         grids = []
-        for done, picture in enumerate(prepared):
-            report(progress, Progress(done, len(prepared), "encode"))
+        for done, picture in enumerate(pictures):
+            report(progress, Progress(done, len(pictures), "encode"))
             placement = self._place(
                 "image_tokenizer", lambda config, dtype: encode_working_bytes(largest, dtype, config)
             )
             grids.append(placement.module.encode(picture, placement.device, placement.dtype))
-        report(progress, Progress(len(prepared), len(prepared), "encode"))
-        return ImageTokens(tuple(grids), self.codebook_size)
-
-    def generate(
-        self,
-        prompt: str,
-        height: int = 1024,
-        width: int = 1024,
-        *,
-        references: ImageTokens | None = None,
-        thinking: bool = False,
-        sampling: Sampling | None = None,
-        guidance: Guidance | None = None,
-        sprint: Sprint | None = None,
-        seed: int = 0,
-        progress: ProgressCallback | None = None,
-    ) -> Generation:
-        """Draw an image, or edit references.
-
-        Args:
-            prompt: what to draw, or the instruction of the edit; not empty.
-            height, width: of the decoded picture in pixels, multiples of 32; not read with references, whose first
-                gives the size.
-            references: images to edit.
-            thinking: write a plan first; not with references.
-            sampling, guidance, sprint: options; guidance None is text 2, or 4 when editing.
-            seed: of the draws at temperature > 0, 0 to 2**64 - 1.
-            progress: called after each round, stages "thinking" and "backbone".
-
-        Raises:
-            InputError: an empty prompt, a size that is no multiple of 32, more tokens than the context holds, tokens
-                of another codebook, thinking with references.
-        """
-        check_text("prompt", prompt)
-        check_optional("references", references, ImageTokens)
-        check_optional("guidance", guidance, Guidance)
-        check_flag("thinking", thinking)
-        pipeline = self._pipeline(sampling, sprint, seed, progress)
-        if references is not None:
-            if thinking:
-                remedy = "Turn thinking off, or disconnect the references."
-                raise InputError("thinking", "on, with references", "off when editing", remedy)
-            rows = prompts.edit(self.vocabulary, prompt, references)
-            tokens, usage = pipeline.draw(rows, *references.sizes[0], for_editing(guidance))
-            return Generation(tokens, "", usage)
-        size = check_size(height, width)
-        guidance = guidance or Guidance()
-        rows = prompts.text_to_image(self.vocabulary, prompt, *size)
-        if not thinking:
-            tokens, usage = pipeline.draw(rows, *size, guidance)
-            return Generation(tokens, "", usage)
-        plan, thought = pipeline.think(prompt, *size)
-        rows, trace = prompts.after_thinking(self.vocabulary, prompt, plan, *size)
-        tokens, usage = pipeline.draw(rows, *size, guidance)
-        return Generation(tokens, trace, thought + usage)
-
-    def answer(
-        self,
-        question: str,
-        images: ImageTokens | None = None,
-        *,
-        max_new_tokens: int = 2048,
-        sampling: Sampling | None = None,
-        sprint: Sprint | None = None,
-        seed: int = 0,
-        progress: ProgressCallback | None = None,
-    ) -> Answer:
-        """Answer a question about zero, one or several images.
-
-        Args:
-            question: not empty.
-            images: what it is about.
-            max_new_tokens: the longest answer, 1 to 16,384; shortened, with a log line, where the context ends earlier.
-            sampling, sprint, seed, progress: as in `generate`; stage "answer".
-        """
-        check_text("question", question)
-        check_optional("images", images, ImageTokens)
-        check_count("max_new_tokens", max_new_tokens, 1, MAX_NEW_TOKENS, "2048 is the default.")
-        rows = prompts.understand(self.vocabulary, question, images)
-        return Answer(*self._pipeline(sampling, sprint, seed, progress).answer(rows, max_new_tokens))
-
-    def interleave(
-        self,
-        instruction: str,
-        max_images: int = 4,
-        *,
-        references: ImageTokens | None = None,
-        sampling: Sampling | None = None,
-        guidance: Guidance | None = None,
-        seed: int = 0,
-        progress: ProgressCallback | None = None,
-    ) -> Story:
-        """Tell a story in text and images (docs/model.md, Interleaved generation).
-
-        Args:
-            instruction: what to tell; not empty.
-            max_images: the story ends after so many, 1 to 16.
-            references: images to start from.
-            sampling: steps is of images; texts take thinking_steps and at most thinking_length tokens each.
-            guidance: image > 0 draws every image but the first as an edit of the one before it.
-            seed, progress: as in `generate`; stages "story" and "backbone".
-        """
-        check_text("instruction", instruction)
-        check_optional("references", references, ImageTokens)
-        check_optional("guidance", guidance, Guidance)
-        check_count("max_images", max_images, 1, MAX_IMAGES, "A story has one image or more.")
-        pipeline = self._pipeline(sampling, None, seed, progress)
-        return generate_interleaved(pipeline, instruction, references, max_images, guidance or Guidance())
+        report(progress, Progress(len(pictures), len(pictures), "encode"))
+        left = iter(grids)
+        tokens = [ImageTokens(tuple(islice(left, len(batch))), self.codebook_size) for batch in prepared]
+        return tokens if listed else tokens[0]
 
     def decode(
         self, tokens: ImageTokens, decoding: Decoding | None = None, progress: ProgressCallback | None = None
@@ -372,21 +269,6 @@ class LLaDAUni:
         component = self._components[part]
         config = getattr(component.module, "config", None)
         return self.manager.place(part, component, lambda dtype: working_bytes(config, dtype))
-
-    def _pipeline(self, sampling, sprint, seed: int, progress) -> Pipeline:
-        check_optional("sampling", sampling, Sampling)
-        check_optional("sprint", sprint, Sprint)
-        check_seed(seed)
-        return Pipeline(
-            self.vocabulary,
-            self.config,
-            sampling or Sampling(),
-            sprint,
-            seed,
-            lambda working_bytes: self._place("backbone", working_bytes),
-            progress,
-            self._attend,
-        )
 
     def _check_codebook(self, size: int, part: str) -> None:
         if size != self.codebook_size:

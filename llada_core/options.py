@@ -20,6 +20,7 @@ MAX_TOP_K = 1_000_000
 MAX_TEMPERATURE = 100.0
 MAX_GUIDANCE = 100.0
 MAX_IMAGES = 16  # of a story
+MAX_BATCH = 64  # of images drawn at once from one prompt
 MAX_DECODER_STEPS = 1000
 
 

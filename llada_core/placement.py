@@ -25,6 +25,9 @@ class Placement:
             where a host may bring or patch them layer by layer.
         moves: how often the weights have changed their place on the device. What keeps their addresses, as CUDA graphs
             do, is void once it has changed.
+        before_moving: what the manager calls before it moves these weights or lets go of them, so that nothing keeps
+            memory on their behalf; one list for all placements of a part. None where the manager calls nothing: then
+            what keeps their addresses ends with the work it was made for.
     """
 
     module: Any
@@ -32,6 +35,7 @@ class Placement:
     dtype: torch.dtype
     resident: bool = False
     moves: int = 0
+    before_moving: list[Callable[[], None]] | None = None
 
 
 class ComponentManager(Protocol):
@@ -46,6 +50,15 @@ class ComponentManager(Protocol):
             working_bytes: dtype of activations -> memory that the coming work needs besides the weights.
         """
         ...
+
+
+def could_fit(manager: ComponentManager, part: str, component: Component, working_bytes: WorkingBytes) -> bool:
+    """Whether the device could have so much beside a part at best, with everything else out of the way.
+
+    A manager that knows has a method `could_fit(part, component, working_bytes)`; without one everything could.
+    """
+    ask = getattr(manager, "could_fit", None)
+    return True if ask is None else ask(part, component, working_bytes)
 
 
 class OneDevice:
@@ -78,9 +91,20 @@ class OneDevice:
             dtype = component.compute_dtype(self.dtype or component.dtype)
             asked = component.asked(self.weights, part, self.dtype, self.device)
             module = component.load(dtype, device=self.device, mapped=self._mapped, asked=asked)
-            self._placements[part] = Placement(module, self.device, dtype, resident=True)
+            self._placements[part] = Placement(module, self.device, dtype, resident=True, before_moving=[])
         return self._placements[part]
+
+    def could_fit(self, part: str, component: Component, working_bytes: WorkingBytes) -> bool:
+        """As `placement.could_fit`: what is free on a GPU of NVIDIA's or AMD's. What a CPU has is not asked."""
+        if self.device.type != "cuda":
+            return True
+        dtype = component.compute_dtype(self.dtype or component.dtype)
+        kept = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        free = torch.cuda.mem_get_info(self.device)[0] + kept
+        return working_bytes(dtype) <= free - (0 if part in self._placements else component.bytes(dtype))
 
     def release(self, part: str) -> None:
         """Drop a component's weights; it is read again when next needed."""
-        self._placements.pop(part, None)
+        placement = self._placements.pop(part, None)
+        for call in placement.before_moving or () if placement else ():
+            call()

@@ -1,8 +1,12 @@
 """How long work reports, and how it is stopped."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
+import torch.nn.functional as F
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class TokenPreview:
-    """A half-drawn token grid: codes [h, w] int64, -1 where still masked."""
+    """A half-drawn token grid, or several side by side: codes [h, w] int64, -1 where still masked."""
 
     codes: Any
 
@@ -48,3 +52,12 @@ def shifted(progress: ProgressCallback | None, index: int, count: int) -> Progre
     if progress is None:
         return None
     return lambda p: progress(Progress(index * p.total + p.done, count * p.total, p.stage, p.preview))
+
+
+def side_by_side(grids: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Grids int64 [h, w] as one, in rows of about as many as there are rows; -1 where there is nothing."""
+    columns = math.ceil(math.sqrt(len(grids)))
+    height, width = (max(grid.shape[side] for grid in grids) for side in (0, 1))
+    padded = [F.pad(grid, (0, width - grid.shape[1], 0, height - grid.shape[0]), value=-1) for grid in grids]
+    padded += [torch.full((height, width), -1)] * (-len(grids) % columns)
+    return torch.cat([torch.cat(padded[at : at + columns], 1) for at in range(0, len(padded), columns)])

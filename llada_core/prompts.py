@@ -79,9 +79,11 @@ def after_thinking(
     return rows, vocabulary.decode(plan).strip()
 
 
-def edit(vocabulary: Vocabulary, instruction: str, references: ImageTokens) -> Prompts:
-    """Edit references; the output grid is that of the first."""
-    height, width = references.sizes[0]
+def edit(
+    vocabulary: Vocabulary, instruction: str, references: ImageTokens, size: tuple[int, int] | None = None
+) -> Prompts:
+    """Edit references; the output grid is that of the first, or `size` in tokens."""
+    height, width = size or references.sizes[0]
     images, text = vocabulary.images(references), vocabulary.encode(instruction)
     return Prompts(
         _instruct(vocabulary, EDIT, images + text, height, width),

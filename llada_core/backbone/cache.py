@@ -1,5 +1,8 @@
 """The exact prefix cache: keys and values of finished blocks (docs/model.md, Backbone), and what SPRINT keeps of it."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 
 from .config import BackboneConfig
@@ -21,6 +24,11 @@ class PrefixCache:
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
         self.key_norms = torch.zeros(rows, capacity, device=device) if key_norms else None
+
+    @property
+    def bytes(self) -> int:
+        """What keys and values take."""
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
 
     def extend(self, layer: int, start: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Write k, v [rows, kv_heads, n, head_dim] at `start`; return all keys and values up to their end (views)."""
@@ -44,6 +52,47 @@ class PrefixCache:
     def layer_norms(self, k: torch.Tensor) -> torch.Tensor:
         """What keys [rows, kv_heads, n, head_dim] of one layer add to `key_norms`, float32 [rows, n]."""
         return k.float().norm(dim=-1).mean(1) / len(self.keys)
+
+
+class RowsOfCache:
+    """Some rows of a cache, for a pass that the others need not take part in.
+
+    Args:
+        cache: the whole cache.
+        rows: int64 [k], which rows.
+    """
+
+    def __init__(self, cache: PrefixCache, rows: torch.Tensor):
+        self._cache, self._rows = cache, rows
+
+    def extend(self, layer: int, start: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As PrefixCache.extend, with copies of the rows in place of views."""
+        end = start + k.shape[2]
+        cache, rows = self._cache, self._rows
+        keys, values = cache.keys[layer], cache.values[layer]
+        keys[rows, :, start:end] = k
+        values[rows, :, start:end] = v
+        if cache.key_norms is not None:
+            norms = cache.layer_norms(k)
+            cache.key_norms[rows, start:end] = norms if layer == 0 else cache.key_norms[rows, start:end] + norms
+        return keys[rows, :, :end], values[rows, :, :end]
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What the cache holds of the beginning of a sequence, for a sequence that goes on from it.
+
+    Attributes:
+        ids: the sequence's, padding left out, as many as are cached.
+        keys, values: per layer [kv_heads, n, head_dim].
+        key_norms, confidence: float32 [n], what SPRINT ranks positions by; None where that was not wanted.
+    """
+
+    ids: Sequence[int]
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    key_norms: torch.Tensor | None = None
+    confidence: torch.Tensor | None = None
 
 
 class IndexedCache:

@@ -8,7 +8,7 @@ written to the cache by index, and a long stretch of the cache attended to with 
 
 import logging
 import traceback
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..quantization.kernel_switch import KernelSwitch
 from . import attention_kernels
 from .attention_kernels import Attend
 from .cache import IndexedCache, PrefixCache
@@ -24,11 +25,15 @@ from .model import Backbone
 
 log = logging.getLogger(__name__)
 
+# What follows the backbone in a round: takes the hidden states of its last positions [rows, block, hidden].
+Then = Callable[[torch.Tensor], None]
+
 # Keys attended to by the shortest graph; longer ones double. Masked keys cost little, capturing anew costs two rounds.
 SHORTEST = 2048
 # Free bytes on the card without which nothing is captured: memory that runs out in a capture cannot be made there, and
 # with some allocators the program ends. A graph of the released model takes a tenth of it.
 SPARE = 2**29
+KEPT = 2**30  # bytes that graphs and their caches may take between generations
 
 
 class GraphedForward:
@@ -40,6 +45,8 @@ class GraphedForward:
         n: positions of each row that are run.
         extent: positions of the cache that are attended to, a multiple of attention_kernels.PART.
         attend: the attention kernel; for sdpa its form in parts is taken.
+        then: what else belongs to the round, over the hidden states of its last `block` positions.
+        block: as above.
 
     Attributes:
         hidden: what the last `compute` returned, [rows, n, hidden].
@@ -54,9 +61,11 @@ class GraphedForward:
         n: int,
         extent: int,
         attend: Attend = attention_kernels.sdpa,
+        then: Then | None = None,
+        block: int = 0,
     ):
         rows, keys = cache.rows, cache.keys[0]
-        self.backbone, self.extent = backbone, extent
+        self.backbone, self._then, self._block = backbone, then, block or n
         self._attend = attention_kernels.in_parts if attend is attention_kernels.sdpa else attend
         self._ids = torch.zeros(rows, n, dtype=torch.int64, device=keys.device)
         self._positions = torch.zeros_like(self._ids)
@@ -82,6 +91,8 @@ class GraphedForward:
     def compute(self) -> None:
         """Run the loaded positions. Allocates, but reads nothing back from the device."""
         self.hidden.copy_(self.backbone(self._ids, self._positions, self._context, 0, self._mask, self._attend))
+        if self._then is not None:
+            self._then(self.hidden[:, -self._block :])
 
     def close(self) -> None:
         """Let go of the graph and its memory."""
@@ -102,10 +113,13 @@ class CUDAGraphRunner:
         cache: all keys and values, its capacity a multiple of attention_kernels.PART.
         sizes: how many positions a round may run.
         attend: the attention kernel.
+        then: what follows the backbone in each round; it reads and writes only tensors that stay where they are.
+        block: positions that `then` takes.
         capture: False runs the same computation kernel by kernel, on any device.
 
     Attributes:
         sizes: as above; empty as soon as a capture has failed.
+        pool_bytes: what graphs have taken of the card, the cache aside.
     """
 
     def __init__(
@@ -114,12 +128,21 @@ class CUDAGraphRunner:
         cache: PrefixCache,
         sizes: Collection[int],
         attend: Attend = attention_kernels.sdpa,
+        then: Then | None = None,
+        block: int = 0,
         capture: bool = True,
     ):
         self.backbone, self.cache, self.sizes = backbone, cache, frozenset(sizes)
+        self.then, self.block = then, block
+        self.pool_bytes = 0
         self._attend, self._capture_wanted = attend, capture
-        self._rounds: dict[int, GraphedForward] = {}
+        self._rounds: dict[tuple[int, int], GraphedForward] = {}  # by n and extent
         self._pool: Any = None  # torch's handle, whose type has no public name
+
+    @property
+    def bytes(self) -> int:
+        """What the cache and the graphs take."""
+        return self.cache.bytes + self.pool_bytes
 
     def run(
         self, ids: torch.Tensor, positions: torch.Tensor, begin: int, mask: torch.Tensor | None
@@ -154,16 +177,17 @@ class CUDAGraphRunner:
         for fixed in self._rounds.values():
             fixed.close()
         self._rounds.clear()
+        self.pool_bytes = 0
 
     def _fixed(self, n: int, end: int) -> GraphedForward:
-        """The round of n positions that reaches to `end`."""
-        fixed = self._rounds.get(n)
-        if fixed is None or fixed.extent < end:
-            if fixed is not None:
-                fixed.close()
-            extent = min(self.cache.capacity, max(SHORTEST, 1 << (end - 1).bit_length()))
-            self._rounds[n] = fixed = GraphedForward(self.backbone, self.cache, n, extent, self._attend)
-        return fixed
+        """The round of n positions that reaches to `end`. How far it attends depends on `end` alone, not on what ran
+        before, for sums over another number of parts are rounded in another way."""
+        extent = min(self.cache.capacity, max(SHORTEST, 1 << (end - 1).bit_length()))
+        if (n, extent) not in self._rounds:
+            self._rounds[n, extent] = GraphedForward(
+                self.backbone, self.cache, n, extent, self._attend, self.then, self.block
+            )
+        return self._rounds[n, extent]
 
     def _begin(self, fixed: GraphedForward) -> bool:
         """Compute once on the way to a graph: the warm-up, or the capture and its first replay.
@@ -199,6 +223,7 @@ class CUDAGraphRunner:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()  # rounds follow each other, so they share memory
         graph = torch.cuda.CUDAGraph()
+        before = torch.cuda.memory_reserved(stream.device)
         # Other threads of a host may use the device meanwhile. The outer context gives the stream back in any case.
         with (
             torch.cuda.device(stream.device),
@@ -208,7 +233,49 @@ class CUDAGraphRunner:
         ):
             fixed.compute()
         fixed.graph = graph
+        self.pool_bytes += max(torch.cuda.memory_reserved(stream.device) - before, 0)
         return graph
+
+
+class GraphStore:
+    """CUDA graphs and their caches, kept from one generation to the next for as long as weights stay where they are.
+
+    Args:
+        most: bytes that may be kept between generations; what was used longest ago is let go first.
+    """
+
+    def __init__(self, most: int = KEPT):
+        self._most = most
+        self._kept: dict[Hashable, CUDAGraphRunner] = {}
+        self._place: tuple[Backbone, int] | None = None
+
+    @property
+    def bytes(self) -> int:
+        """What is kept takes."""
+        return sum(runner.bytes for runner in self._kept.values())
+
+    def follow(self, backbone: Backbone, moves: int) -> None:
+        """Let go of what was made for other weights, or for these in another place."""
+        if self._place is None or self._place[0] is not backbone or self._place[1] != moves:
+            self.close()
+        self._place = backbone, moves
+
+    def take(self, key: Hashable) -> CUDAGraphRunner | None:
+        """What was kept of these shapes; it is the caller's until it is given back."""
+        return self._kept.pop(key, None)
+
+    def give(self, key: Hashable, runner: CUDAGraphRunner) -> None:
+        """Keep a runner, and let go of others where all is too much."""
+        self._kept[key] = runner
+        while self.bytes > self._most:
+            self._kept.pop(next(iter(self._kept))).close()
+
+    def close(self) -> None:
+        """Let go of everything, the weights among it."""
+        for runner in self._kept.values():
+            runner.close()
+        self._kept.clear()
+        self._place = None
 
 
 def capturable_sizes(
@@ -219,6 +286,11 @@ def capturable_sizes(
         return []  # flash-attn's kernel takes no mask, and asking for it is asking for that kernel
     if any(parameter.device != device for parameter in backbone.parameters()):
         return []
+    for module in backbone.modules():
+        kernels = getattr(module, "kernels", None)
+        if isinstance(kernels, KernelSwitch):
+            # Kernels are tried at their first use, which reads results back: not to be in a warm-up.
+            kernels.usable(torch.empty(0, device=device))
     experts = [module for module in backbone.modules() if isinstance(module, Experts)]
     dtype = backbone.word_embeddings.weight.dtype
     kept = [n for n in sizes if not any(waits_for_gpu(module, rows * n, dtype) for module in experts)]

@@ -8,9 +8,10 @@ from torch import nn
 
 from ..quantization.kernel_switch import KernelSwitch
 from . import attention_kernels
-from .cache import IndexedCache, PrefixCache, PrunedPrefix
+from .cache import IndexedCache, PrefixCache, PrunedPrefix, RowsOfCache
 from .config import BackboneConfig
 from .experts import MLP, MixtureOfExperts, try_routing
+from .head import Head
 
 
 def rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
@@ -103,13 +104,13 @@ class Backbone(nn.Module):
         kernels = KernelSwitch(partial(try_routing, config))
         self.layers = nn.ModuleList(Layer(config, i, kernels) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Head(config.hidden_size, config.vocab_size)
 
     def forward(
         self,
         ids: torch.Tensor,
         positions: torch.Tensor,
-        context: PrefixCache | IndexedCache | PrunedPrefix,
+        context: PrefixCache | RowsOfCache | IndexedCache | PrunedPrefix,
         start: int,
         mask: torch.Tensor | None,
         attend: attention_kernels.Attend = attention_kernels.sdpa,

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..backbone.cache import Prefix
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -14,11 +16,13 @@ class Sample:
         branches: the prompts that guidance combines, token ids each, the conditional one first.
         new: the ids that follow the prompts: the mask id where one is to be generated, any other where it is given.
         generator: CPU generator of the draws at temperature > 0; torch's own where it is None.
+        prefix: what is cached of a sequence that the conditional branch goes on from.
     """
 
     branches: Sequence[Sequence[int]]
     new: Sequence[int]
     generator: torch.Generator | None = None
+    prefix: Prefix | None = None
 
 
 @dataclass
@@ -27,15 +31,18 @@ class Track:
 
     Attributes:
         ids: those of its conditional branch, padding included, as the device has them.
+        pad: how much of that is padding.
         begin, end: where its new ids stand.
         final: position up to which nothing can change any more.
         rounds: what it took by now, counted while something that was asked for was masked.
         done: whether there is nothing more to generate; its new ids end at `final`.
         stopped: whether a stop ended it.
         drew_mask: a final block of it holds a mask: no text ends behind one.
+        prefix: what was cached of it when it was done, where that is wanted.
     """
 
     ids: list[int]
+    pad: int
     begin: int
     end: int
     final: int
@@ -44,6 +51,7 @@ class Track:
     done: bool = False
     stopped: bool = False
     drew_mask: bool = False
+    prefix: Prefix | None = None
 
     @property
     def new(self) -> list[int]:
@@ -95,7 +103,7 @@ class Batch:
         )
         self._begins = torch.tensor(begins, device=device)
         self.tracks = [
-            Track(row[0], begin, end, begin, sample.generator)
+            Track(row[0], begin - len(sample.branches[0]), begin, end, begin, sample.generator)
             for sample, row, begin, end in zip(samples, rows, begins, ends, strict=True)
         ]
         self.starts = range(whole * block_length, capacity, block_length)
@@ -105,15 +113,18 @@ class Batch:
         """The ids as the backbone takes them, int64 [samples * branches, positions]."""
         return self.ids.flatten(0, 1)
 
-    def masked(self, start: int) -> torch.Tensor:
-        """Which positions of the block at `start` are to be generated, bool [samples, block]; no padding, no prompt."""
-        at = torch.arange(start, start + self.block_length, device=self.ids.device)
-        return (at >= self._begins[:, None]) & (self.ids[:, 0, start : start + self.block_length] == self.mask_id)
+    def block(self, start: int) -> torch.Tensor:
+        """The new ids of the block at `start`, which all branches share, int64 [samples, block]."""
+        return self.ids[:, 0, start : start + self.block_length]
 
-    def write(self, start: int, chosen: torch.Tensor, where: torch.Tensor) -> None:
-        """Write ids [samples, block] into the block at `start` of all branches, where bool [samples, block] says."""
+    def fillable(self, start: int) -> torch.Tensor:
+        """Which positions of the block at `start` are neither padding nor prompt, bool [samples, block]."""
+        return torch.arange(start, start + self.block_length, device=self.ids.device) >= self._begins[:, None]
+
+    def write(self, start: int, ids: torch.Tensor) -> None:
+        """Write what a round made of the block at `start`, int64 [samples, block], to all branches."""
         window = self.ids[:, :, start : start + self.block_length]
-        window.copy_(torch.where(where[:, None], chosen[:, None], window))
+        window.copy_(torch.where(self.fillable(start)[:, None], ids[:, None], window))
 
     def open(self, track: Track, start: int, stops: frozenset[int]) -> bool:
         """Whether something that was asked for is masked in the block at `start`."""

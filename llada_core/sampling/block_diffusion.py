@@ -1,20 +1,23 @@
 """The block loop (docs/model.md, Block diffusion and SPRINT)."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import cast
 
 import torch
 
 from ..backbone.attention_kernels import Attend, sdpa
+from ..backbone.cache import Prefix
+from ..backbone.cuda_graphs import GraphStore
 from ..backbone.model import Backbone
 from ..backbone.runner import CachedRunner
 from ..nonfinite import nonfinite_error
 from ..options import Guidance, Sampling, Sprint
 from .batch import Batch, Sample
-from .guidance import merge
-from .sprint import kept_positions, least_accepted, scores
-from .unmask import accept, predict, quota
+from .sprint import kept_positions, scores
+from .unmask import quota
+from .unmasker import Unmasker
 
 # (index of the block, rounds done in it) after each round; an exception from it ends the work.
 OnRound = Callable[[int, int], None]
@@ -31,6 +34,7 @@ class GenerationConfig:
         sampling: block_length, threshold and drawing.
         guidance: scales; not read with one branch.
         sprint: None for plain sampling.
+        keep_prefix: outputs bring along what was cached of them, for a sample that goes on from there.
     """
 
     steps: int
@@ -40,15 +44,21 @@ class GenerationConfig:
     sampling: Sampling = field(default_factory=Sampling)
     guidance: Guidance | None = None
     sprint: Sprint | None = None
+    keep_prefix: bool = False
 
 
 @dataclass(frozen=True)
 class Output:
-    """The new ids of a sample (the stop, if any, is the last of them) and the number of backbone rounds used."""
+    """The new ids of a sample (the stop, if any, is the last of them) and the number of backbone rounds used.
+
+    Attributes:
+        prefix: what is cached of the conditional branch, where `keep_prefix` asks for it.
+    """
 
     ids: list[int]
     rounds: int
     stopped: bool
+    prefix: Prefix | None = field(default=None, compare=False)
 
 
 def prepare(
@@ -59,12 +69,29 @@ def prepare(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     attend: Attend = sdpa,
-    graphs: bool = False,
+    store: GraphStore | None = None,
 ) -> tuple[CachedRunner, Batch]:
     """What `generate` takes, for samples with the same number of branches; arguments as those of the two."""
     batch = Batch(samples, config.sampling.block_length, mask_id, device)
     rows, capacity, scored = batch.pads.flatten(), batch.ids.shape[-1], config.sprint is not None
-    return CachedRunner(backbone, rows, capacity, batch.block_length, dtype, attend, graphs, scored), batch
+    then, key = following(backbone, batch, config)
+    runner = CachedRunner(backbone, rows, capacity, batch.block_length, dtype, attend, store, scored, then, key)
+    branches = batch.pads.shape[1]
+    for index, sample in enumerate(samples):
+        if sample.prefix is not None:
+            runner.adopt(index * branches, sample.prefix, sample.branches[0])
+    return runner, batch
+
+
+def following(backbone: Backbone, batch: Batch, config: GenerationConfig) -> tuple[Callable[[], Unmasker], Hashable]:
+    """What follows the backbone in each round of a batch, to be made, and what it is made of."""
+    samples, branches = batch.pads.shape
+    sampling = replace(
+        config.sampling, steps=None, thinking_steps=1, thinking_length=1
+    )  # which a round knows nothing of
+    made_of = (config.low, config.high, batch.mask_id, sampling, config.guidance, config.sprint)
+    make = partial(Unmasker, backbone.lm_head, samples, branches, batch.block_length, *made_of, batch.ids.device)
+    return make, (samples, branches, *made_of)
 
 
 def generate(
@@ -99,69 +126,70 @@ def generate(
             if on_round:
                 on_round(index, step + 1)
         batch.finish(start, config.stops)
+        if config.keep_prefix:
+            keep_prefixes(runner, batch)
         if all(track.done for track in batch.tracks):
             break
-        leave(runner, batch)
-    return [Output(track.new, track.rounds, track.stopped) for track in tracks]
+        leave(runner, batch, config)
+    return [Output(track.new, track.rounds, track.stopped, track.prefix) for track in tracks]
 
 
 def run_round(
     runner: CachedRunner, batch: Batch, start: int, step: int, active: list[bool], config: GenerationConfig
 ) -> None:
-    """One forward pass of the block at `start`, and the tokens that it fixes."""
-    hidden = runner.block(batch.rows, start).unflatten(0, batch.pads.shape)
-    logits = merge(runner.backbone.lm_head(hidden).float(), config.guidance)[..., config.low : config.high]
-    masked = batch.masked(start)
-    kind = config.sprint.confidence if config.sprint else "low_confidence"
-    chosen, confidence = predict(logits, config.sampling, kind, draws(batch, active, config.sampling))
-    if config.sprint:
-        threshold, least = config.sprint.threshold, least_accepted(masked.sum(-1), config.steps - step)
-    else:
-        threshold = config.sampling.threshold
-        least = torch.full_like(masked[:, 0], quota(step, config.steps, batch.block_length), dtype=torch.int64)
-    batch.write(start, chosen + config.low, accept(confidence, masked, threshold, least))
-    read_back(runner, batch, start, active, confidence)
+    """One forward pass of the block at `start`, and the tokens that it fixes: one transfer back a round."""
+    unmasker = cast(Unmasker, runner.then)
+    unmasker.ids.copy_(batch.block(start))
+    unmasker.fillable.copy_(batch.fillable(start))
+    unmasker.schedule[0].fill_(quota(step, config.steps, batch.block_length))
+    unmasker.schedule[1].fill_(config.steps - step)
+    if config.sampling.temperature > 0:
+        unmasker.uniform.copy_(draws(batch, active))
+    runner.block(batch.rows, start)
+    batch.write(start, unmasker.ids)
+    for track, busy, (*ids, finite) in zip(batch.tracks, active, unmasker.report.tolist(), strict=True):
+        if busy and not finite:
+            raise nonfinite_error("backbone", runner.backbone, runner.cache.keys[0].dtype, "predictions")
+        track.ids[start : start + batch.block_length] = ids
+        track.rounds += busy
 
 
-def draws(batch: Batch, active: list[bool], sampling: Sampling) -> torch.Tensor | None:
+def draws(batch: Batch, active: list[bool]) -> torch.Tensor:
     """One uniform number a position, float32 [samples, block], each sample's from its own generator on the CPU.
 
     So a seed means the same draws on every device and beside any other sample. A sample that waits for others to finish
     their block draws none.
     """
-    if sampling.temperature == 0:
-        return None
-    uniform = [
-        torch.rand(batch.block_length, generator=track.generator) if busy else torch.zeros(batch.block_length)
-        for track, busy in zip(batch.tracks, active, strict=True)
-    ]
-    return torch.stack(uniform).to(batch.ids.device)
+    nothing = torch.zeros(batch.block_length)
+    return torch.stack(
+        [
+            torch.rand(batch.block_length, generator=track.generator) if busy else nothing
+            for track, busy in zip(batch.tracks, active, strict=True)
+        ]
+    )
 
 
-def read_back(runner: CachedRunner, batch: Batch, start: int, active: list[bool], confidence: torch.Tensor) -> None:
-    """Bring what a round wrote to the tracks, and whether its predictions were finite: one transfer a round."""
-    stop = start + batch.block_length
-    finite = confidence.isfinite().all(-1, keepdim=True)
-    state = torch.cat((batch.ids[:, 0, start:stop], finite), -1).tolist()
-    for track, busy, (*ids, is_finite) in zip(batch.tracks, active, state, strict=True):
-        if busy and not is_finite:
-            raise nonfinite_error("backbone", runner.backbone, runner.cache.keys[0].dtype, "predictions")
-        track.ids[start:stop] = ids
-        track.rounds += busy
+def keep_prefixes(runner: CachedRunner, batch: Batch) -> None:
+    """Note what is cached of the samples that have just become done, before they leave."""
+    branches = batch.pads.shape[1]
+    for index, track in enumerate(batch.tracks):
+        if track.done and track.prefix is None:
+            track.prefix = runner.prefix(index * branches, track.ids[track.pad :])
 
 
-def leave(runner: CachedRunner, batch: Batch) -> None:
+def leave(runner: CachedRunner, batch: Batch, config: GenerationConfig) -> None:
     """Take samples that are done out of the batch.
 
     Where rounds are graphs only when half of them are: graphs are for a number of rows, and new ones cost more than
     some rows.
     """
     left = [at for at, track in enumerate(batch.tracks) if not track.done]
-    most = len(batch.tracks) // 2 if runner.graphs.sizes else len(batch.tracks) - 1
+    most = len(batch.tracks) // 2 if runner.rounds.sizes else len(batch.tracks) - 1
     if len(left) <= most:
         branches = batch.pads.shape[1]
         batch.keep(left)
-        runner.keep([at * branches + branch for at in left for branch in range(branches)])
+        rows = [at * branches + branch for at in left for branch in range(branches)]
+        runner.keep(rows, *following(runner.backbone, batch, config))
 
 
 def prune(runner: CachedRunner, batch: Batch, start: int, sprint: Sprint) -> None:

@@ -24,20 +24,25 @@ def guided_branches(prompts: Prompts, guidance: Guidance) -> list[list[int]]:
     return [prompts.conditional, prompts.without_text]
 
 
-def merge(logits: torch.Tensor, guidance: Guidance | None) -> torch.Tensor:
-    """Logits float32 [..., branches, n, vocabulary], as `guided_branches` orders them -> [..., n, vocabulary].
+def combine(x: torch.Tensor, guidance: Guidance | None) -> torch.Tensor:
+    """g = u + s_text (c - u) + s_image (u - n), of logits or of the hidden states that they are linear in.
 
-    g = u + s_text (c - u) + s_image (u - n), then drawn back to the spread of c by `rescale`.
+    Args:
+        x: float32 [..., branches, n, features], branches as `guided_branches` orders them.
+        guidance: not read with one branch.
+
+    Returns:
+        [..., n, features].
     """
-    c, *others = logits.unbind(-3)
+    c, *others = x.unbind(-3)
     if not others:
         return c
     guidance = cast(Guidance, guidance)  # which several branches come with
     u = others[0]
     g = torch.lerp(u, c, guidance.text)
-    if len(others) == 2:
-        g = g + guidance.image * (u - others[1])
-    if guidance.rescale > 0:
-        ratio = c.std(-1, keepdim=True) / g.std(-1, keepdim=True)
-        g = g * (guidance.rescale * ratio + 1 - guidance.rescale)
-    return g
+    return g if len(others) == 1 else g + guidance.image * (u - others[1])
+
+
+def rescale(g: torch.Tensor, c_std: torch.Tensor, g_std: torch.Tensor, guidance: Guidance) -> torch.Tensor:
+    """g drawn back to the spread of c; standard deviations [..., n, 1] over the whole vocabulary."""
+    return g * (guidance.rescale * c_std / g_std + 1 - guidance.rescale)

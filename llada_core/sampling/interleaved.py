@@ -1,11 +1,12 @@
 """Stories: text and images in turn (docs/model.md, Interleaved generation)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from .. import prompts
+from ..backbone.cache import Prefix
 from ..image_tokens import ImageTokens, join
 from ..options import Guidance
-from .pipeline import Pipeline, Usage
+from .pipeline import Image, Pipeline, Text, Usage
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,13 @@ class Story:
 
 
 def generate_interleaved(
-    pipeline: Pipeline, instruction: str, references: ImageTokens | None, max_images: int, guidance: Guidance
+    pipeline: Pipeline, instruction: str, references: ImageTokens | None, max_images: int, guidance: Guidance, seed: int
 ) -> Story:
     """Write text until the model announces an image, draw it, and go on.
 
     The story ends at the end token, after max_images, where the context or the text's length limit ends, or at a
     header that announces no image. Image guidance above 0 draws every image but the first as an edit of the one
-    before it.
+    before it. Each turn goes on from what is cached of those before it.
     """
     vocabulary = pipeline.vocabulary
     history = prompts.interleaved(vocabulary, instruction, references)
@@ -43,17 +44,17 @@ def generate_interleaved(
     parts: list[str] = []
     drawn: list[ImageTokens] = []
     usage = Usage(0, 0, 0.0)
+    prefix: Prefix | None = None
 
     def ended(ending: str, complete: bool = False) -> Story:
         text = "\n\n".join(part for part in parts if part)
         return Story(join(drawn) if drawn else None, text, ending, complete, usage)
 
     while True:
-        turn = replace(pipeline, seed=pipeline.seed + 2 * len(drawn))
-        ids, used = turn.write(
-            history, pipeline.sampling.thinking_length, pipeline.sampling.thinking_steps, stops, "story"
-        )
-        usage += used
+        text = Text(history, pipeline.sampling.thinking_length, seed + 2 * len(drawn), prefix)
+        (written,) = pipeline.write([text], pipeline.sampling.thinking_steps, stops, "story", keep_prefix=True)
+        ids, prefix = written.ids, written.prefix
+        usage += written.usage
         history = history + ids
         size = vocabulary.read_header(history)
         parts.append(vocabulary.decode(ids).strip())
@@ -67,11 +68,14 @@ def generate_interleaved(
         if height * width + 1 > pipeline.room(history):
             return ended(f"an image of {height} x {width} tokens does not fit the rest of the context")
         branches = prompts.interleaved_image(vocabulary, history, edit=bool(drawn) and guidance.image > 0)
-        image, used = replace(pipeline, seed=pipeline.seed + 2 * len(drawn) + 1).draw(branches, height, width, guidance)
-        usage += used
-        drawn.append(image)
+        image = Image(branches, height, width, seed + 2 * len(drawn) + 1, prefix=prefix)
+        (picture,) = pipeline.draw([image], guidance, keep_prefix=True)
+        prefix = picture.prefix
+        usage += picture.usage
+        drawn.append(picture.tokens)
         parts.append(f"[image {len(drawn)}]")
-        history = history + (image.grids[0].flatten() + vocabulary.image_offset).tolist() + [vocabulary.image_end]
+        body = (picture.tokens.grids[0].flatten() + vocabulary.image_offset).tolist()
+        history = [*history, *body, vocabulary.image_end]
         if len(drawn) == max_images:
             return ended(f"it has its {max_images} images", complete=True)
         if pipeline.room(history) < 1:

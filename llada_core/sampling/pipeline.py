@@ -1,35 +1,40 @@
-"""The tasks of the backbone: draw, edit, think before drawing, answer (docs/model.md, Tokens and prompts)."""
+"""From prompts to texts and images: room in the context, memory, batches, progress (docs/model.md, Block diffusion)."""
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 
-from .. import prompts
-from ..backbone.attention_kernels import PART, Attend, sdpa
+from ..backbone.attention_kernels import Attend, sdpa
+from ..backbone.cache import Prefix
 from ..backbone.config import BackboneConfig
-from ..backbone.runner import PREFILL, SCORED
+from ..backbone.cuda_graphs import GraphStore
+from ..backbone.runner import CachedRunner
 from ..errors import InputError
 from ..image_tokens import ImageTokens
-from ..options import EDIT_GUIDANCE, IMAGE_STEPS, TEXT_STEPS, Guidance, Sampling, Sprint
+from ..options import IMAGE_STEPS, Guidance, Sampling, Sprint
 from ..placement import Placement
-from ..progress import Progress, ProgressCallback, TokenPreview, report
+from ..progress import Progress, ProgressCallback, TokenPreview, report, shifted, side_by_side
 from ..prompts import Prompts
-from ..quantization.grouped import WORKING_BYTES
 from ..vocabulary import Vocabulary
-from .batch import Sample, Track
+from .batch import Batch, Sample, Track
 from .block_diffusion import GenerationConfig, Output, generate, prepare
+from .certainty import certainty
 from .guidance import guided_branches
+from .working_bytes import working_bytes
 
 log = logging.getLogger(__name__)
+
+BackboneBytes = Callable[[BackboneConfig, torch.dtype], int]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a generation took: new tokens, backbone rounds, seconds."""
+    """What a generation took: new tokens, backbone rounds, seconds; of one among several its share of the seconds."""
 
     tokens: int
     rounds: int
@@ -44,62 +49,128 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Text:
+    """A text to write: its prompt, the most new tokens, the seed of the draws, and what is cached of the prompt."""
+
+    prompt: list[int]
+    most: int
+    seed: int
+    prefix: Prefix | None = None
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image to draw.
+
+    Attributes:
+        prompts: up to and with the header of an image of height x width tokens.
+        seed: of the draws.
+        given: its ids, row by row, the mask id where a token is to be drawn; None draws all.
+        prefix: what is cached of the conditional prompt.
+    """
+
+    prompts: Prompts
+    height: int
+    width: int
+    seed: int
+    given: Sequence[int] | None = None
+    prefix: Prefix | None = None
+
+
+@dataclass(frozen=True)
+class Written:
+    """The ids of a text up to and with its stop, what it took, and what is cached of prompt and text."""
+
+    ids: list[int]
+    usage: Usage
+    prefix: Prefix | None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """An image, what it took, and what is cached of prompt and image."""
+
+    tokens: ImageTokens
+    usage: Usage
+    prefix: Prefix | None
+
+
+@dataclass(frozen=True)
 class Pipeline:
     """Everything the tasks share: vocabulary, sizes, options, how to get the backbone, whom to tell.
 
     Attributes:
         place: how much working memory it takes (a function of configuration and dtype) -> the backbone, ready to run.
-        seed: of the draws at temperature > 0.
+        fits: the same -> whether a device could have so much at best.
         attend: the backbone's attention kernel.
+        store: CUDA graphs of earlier calls.
     """
 
     vocabulary: Vocabulary
     config: BackboneConfig
     sampling: Sampling
     sprint: Sprint | None
-    seed: int
-    place: Callable[[Callable[[BackboneConfig, torch.dtype], int]], Placement]
+    place: Callable[[BackboneBytes], Placement]
     progress: ProgressCallback | None
+    fits: Callable[[BackboneBytes], bool] = lambda _: True
     attend: Attend = sdpa
+    store: GraphStore = field(default_factory=GraphStore)
 
-    def draw(self, prompts: Prompts, height: int, width: int, guidance: Guidance) -> tuple[ImageTokens, Usage]:
-        """The image of height x width tokens that follows the prompts' headers."""
-        count, low = height * width, self.vocabulary.image_offset
-        branches = guided_branches(prompts, guidance)
-        self.check_room(branches, count, f"an image of {height} x {width} tokens")
-        config = self._config(self.sampling.steps or IMAGE_STEPS, low, self.vocabulary.vocab_size, guidance=guidance)
+    def draw(self, images: Sequence[Image], guidance: Guidance, keep_prefix: bool = False) -> list[Drawn]:
+        """Images that follow their prompts' headers, all with the same number of branches, in one batch."""
+        low = self.vocabulary.image_offset
+        samples = []
+        for image in images:
+            branches, count = guided_branches(image.prompts, guidance), image.height * image.width
+            self.check_room(branches, count, f"an image of {image.height} x {image.width} tokens")
+            new = [self.vocabulary.mask] * count if image.given is None else image.given
+            samples.append(Sample(branches, new, _generator(image.seed), image.prefix))
+        steps, high = self.sampling.steps or IMAGE_STEPS, self.vocabulary.vocab_size
+        config = self._config(steps, low, high, guidance=guidance, keep_prefix=keep_prefix)
 
-        def preview(track: Track) -> TokenPreview:
-            ids = torch.tensor(track.ids[track.begin : track.end])
-            return TokenPreview((ids - low).clamp_min(-1).view(height, width))
+        def grid(ids: list[int], image: Image) -> torch.Tensor:
+            return torch.tensor(ids).view(image.height, image.width) - low
 
-        output, usage = self._run(branches, count, config, "backbone", preview)
-        grid = torch.tensor(output.ids).view(height, width) - low
-        return ImageTokens((grid,), self.vocabulary.codebook_size), usage
+        def preview(tracks: list[tuple[int, Track]]) -> TokenPreview:
+            grids = [grid(track.ids[track.begin : track.end], images[at]).clamp_min(-1) for at, track in tracks]
+            return TokenPreview(side_by_side(grids))
 
-    def think(self, prompt: str, height: int, width: int) -> tuple[list[int], Usage]:
-        """Phase 1 of thinking: the ids of the plan, up to and with the image header where one was written.
+        found = self._run(samples, config, "backbone", preview)
+        return [
+            Drawn(ImageTokens((grid(output.ids, image),), self.vocabulary.codebook_size), usage, output.prefix)
+            for image, (output, usage) in zip(images, found, strict=True)
+        ]
 
-        The plan leaves room in the context for an image of height x width tokens and its header.
-        """
-        stops = frozenset((self.vocabulary.boi, self.vocabulary.end))
-        thinking = prompts.thinking(self.vocabulary, prompt).conditional
-        image = len(self.vocabulary.header(height, width)) + height * width
-        self.check_room([thinking], image + 1, f"a plan and an image of {height} x {width} tokens")
-        most = min(self.sampling.thinking_length, self.room(thinking) - image)
-        if most < self.sampling.thinking_length:
-            asked = self.sampling.thinking_length
-            log.info("thinking: at most %d new tokens instead of %d, to leave room for the image", most, asked)
-        ids, usage = self.write(thinking, most, self.sampling.thinking_steps, stops, "thinking")
-        return (ids[:-1] if ids[-1] == self.vocabulary.end else ids), usage
+    def certainty(self, image: Image, guidance: Guidance) -> torch.Tensor:
+        """How sure the model is of each token of an image that is all given, float32 [height, width]."""
+        branches = guided_branches(image.prompts, guidance)
+        sizes = f"an image of {image.height} x {image.width} tokens"
+        self.check_room(branches, image.height * image.width, sizes)
+        low, high = self.vocabulary.image_offset, self.vocabulary.vocab_size
+        config = replace(self._config(1, low, high, guidance=guidance), sprint=None)
+        samples = [Sample(branches, image.given or [])] * 2
+        found = self._with_backbone(samples, config, lambda runner, batch: certainty(runner, batch, config))
+        return found.view(image.height, image.width)
 
-    def answer(self, question: Prompts, max_new_tokens: int) -> tuple[str, Usage]:
-        """The text that follows a question."""
-        stops = frozenset((self.vocabulary.end,))
-        ids, usage = self.write(
-            question.conditional, max_new_tokens, self.sampling.steps or TEXT_STEPS, stops, "answer"
-        )
-        return self.vocabulary.decode(ids).strip(), usage
+    def write(
+        self, texts: Sequence[Text], steps: int, stops: frozenset[int], stage: str, keep_prefix: bool = False
+    ) -> list[Written]:
+        """Texts after their prompts, up to and with a stop, in one batch."""
+        samples = []
+        for text in texts:
+            self.check_room([text.prompt], 1, "a text")
+            room = self.room(text.prompt)
+            if text.most > room:
+                log.info("%s: at most %d new tokens instead of %d, the rest of the context", stage, room, text.most)
+            new = [self.vocabulary.mask] * min(text.most, room)
+            samples.append(Sample([text.prompt], new, _generator(text.seed), text.prefix))
+        config = self._config(steps, 0, self.vocabulary.image_offset, stops, keep_prefix=keep_prefix)
+
+        def preview(tracks: list[tuple[int, Track]]) -> str:
+            return "\n\n".join(self.vocabulary.decode(track.new) for _, track in tracks)
+
+        found = self._run(samples, config, stage, preview)
+        return [Written(output.ids, usage, output.prefix) for output, usage in found]
 
     def room(self, prompt: list[int]) -> int:
         """Tokens that still fit the context after a prompt."""
@@ -113,86 +184,119 @@ class Pipeline:
             remedy = "Choose a smaller size, fewer or smaller reference images, or a shorter prompt."
             raise InputError("length", found, f"at most {room} tokens, the model's context", remedy)
 
-    def write(
-        self, prompt: list[int], most: int, steps: int, stops: frozenset[int], stage: str
-    ) -> tuple[list[int], Usage]:
-        """The ids of a text of at most `most` tokens after `prompt`, up to and with a stop."""
-        self.check_room([prompt], 1, "a text")
-        room = self.room(prompt)
-        if most > room:
-            log.info("%s: at most %d new tokens instead of %d, the rest of the context", stage, room, most)
-        config = self._config(steps, 0, self.vocabulary.image_offset, stops)
-        output, usage = self._run(
-            [prompt], min(most, room), config, stage, lambda track: self.vocabulary.decode(track.new)
-        )
-        return output.ids, usage
-
-    def _config(self, steps: int, low: int, high: int, stops=frozenset(), guidance=None) -> GenerationConfig:
-        return GenerationConfig(steps, low, high, stops, self.sampling, guidance, self.sprint)
+    def _config(self, steps: int, low: int, high: int, stops=frozenset(), guidance=None, keep_prefix=False):
+        return GenerationConfig(steps, low, high, stops, self.sampling, guidance, self.sprint, keep_prefix)
 
     def _run(
         self,
-        branches: list[list[int]],
-        count: int,
+        samples: list[Sample],
         config: GenerationConfig,
         stage: str,
-        preview: Callable[[Track], Any],
-    ) -> tuple[Output, Usage]:
-        """Generate `count` ids; reports go out under the name of the stage."""
-        length, block = max(map(len, branches)) + count, self.sampling.block_length
-        scored = self.sprint is not None
-        placement = self.place(lambda c, dtype: working_bytes(c, len(branches), length, dtype, block, scored))
-        began = time.perf_counter()
-        generator = torch.Generator().manual_seed(self.seed % 2**64)  # stories count up from it
-        sample = Sample(branches, [self.vocabulary.mask] * count, generator)
-        module, device, dtype, resident = placement.module, placement.device, placement.dtype, placement.resident
-        runner, batch = prepare(module, [sample], config, self.vocabulary.mask, device, dtype, self.attend, resident)
-        (track,) = batch.tracks
-        total = len(batch.starts) * config.steps
+        preview: Callable[[list[tuple[int, Track]]], Any],
+    ) -> list[tuple[Output, Usage]]:
+        """Generate all samples, at once where they fit; reports go out under the name of the stage.
 
-        def show() -> Any:
-            return preview(track)
+        preview: (index, track) of the samples of a part -> what can be shown of them.
+        """
+        parts = self._parts(samples, config)
+        if len(parts) > 1:
+            sizes = " + ".join(str(len(part)) for part in parts)
+            log.info(
+                "%s: %d at once do not fit the device's memory; %s one after the other", stage, len(samples), sizes
+            )
+            config = replace(config, keep_prefix=False)  # of all parts they would be as much again
+        found: list[tuple[Output, Usage]] = []
+        for index, part in enumerate(parts):
+            progress = shifted(self.progress, index, len(parts))
+            found += self._run_part(part, len(found), config, stage, preview, progress)
+        return found
 
-        def on_round(index: int, done: int) -> None:
-            report(self.progress, Progress(index * config.steps + done, total, stage, show))
+    def _parts(self, samples: list[Sample], config: GenerationConfig) -> list[list[Sample]]:
+        """The samples in parts that fit, each as large as it can be; one sample is a part whether it fits or not."""
+        parts: list[list[Sample]] = []
+        for sample in samples:
+            if parts and self.fits(_bytes_of([*parts[-1], sample], config)):
+                parts[-1].append(sample)
+            else:
+                parts.append([sample])
+        return parts
 
-        report(self.progress, Progress(0, total, stage))
+    def _run_part(
+        self,
+        samples: list[Sample],
+        first: int,
+        config: GenerationConfig,
+        stage: str,
+        preview: Callable[[list[tuple[int, Track]]], Any],
+        progress: ProgressCallback | None,
+    ) -> list[tuple[Output, Usage]]:
+        began = 0.0
+
+        def work(runner: CachedRunner, batch: Batch) -> list[Output]:
+            nonlocal began
+            began = time.perf_counter()  # weights are in place
+            tracks, total = list(enumerate(batch.tracks, first)), len(batch.starts) * config.steps
+
+            def show() -> Any:
+                return preview(tracks)
+
+            def on_round(index: int, done: int) -> None:
+                report(progress, Progress(index * config.steps + done, total, stage, show))
+
+            report(progress, Progress(0, total, stage))
+            outputs = generate(runner, batch, config, on_round)
+            report(progress, Progress(total, total, stage, show))
+            return outputs
+
+        outputs = self._with_backbone(samples, config, work)
+        share = (time.perf_counter() - began) / len(samples)
+        given = [sum(token != self.vocabulary.mask for token in sample.new) for sample in samples]
+        return [
+            (output, Usage(len(output.ids) - count, output.rounds, share))
+            for output, count in zip(outputs, given, strict=True)
+        ]
+
+    def _with_backbone(
+        self, samples: list[Sample], config: GenerationConfig, work: Callable[[CachedRunner, Batch], Result]
+    ) -> Result:
+        """What `work` returns of a runner and a batch, with the backbone placed for them."""
+        placement = self.place(_bytes_of(samples, config))
+        module, device, dtype, mask = placement.module, placement.device, placement.dtype, self.vocabulary.mask
+        runner, batch = prepare(module, samples, config, mask, device, dtype, self.attend, self._graphs(placement))
         try:
-            (output,) = generate(runner, batch, config, on_round)
-        finally:
+            result = work(runner, batch)
+        except BaseException:
             runner.close()
-        report(self.progress, Progress(total, total, stage, show))
-        return output, Usage(len(output.ids), output.rounds, time.perf_counter() - began)
+            raise
+        runner.finish()
+        if placement.before_moving is None:
+            self.store.close()
+        return result
+
+    def _graphs(self, placement: Placement) -> GraphStore | None:
+        """Where graphs are kept, if rounds may become graphs; let go of by the manager before weights move."""
+        if not placement.resident:
+            return None
+        self.store.follow(placement.module, placement.moves)
+        if placement.before_moving is not None and self.store.close not in placement.before_moving:
+            placement.before_moving.append(self.store.close)
+        return self.store
 
 
-def working_bytes(
-    config: BackboneConfig, rows: int, length: int, dtype: torch.dtype, block_length: int = 32, sprint: bool = False
-) -> int:
-    """Memory that a generation needs besides the weights: the cache, a prompt chunk's activations, the logits.
-
-    Args:
-        config: sizes.
-        rows: branches, of all samples.
-        length: prompt and new tokens of the longest row.
-        dtype: of the activations.
-        block_length: positions whose logits are guided and softmaxed together.
-        sprint: the prefix is gathered into a copy, and finished positions are scored by their logits.
-    """
-    cached = length + -length % PART
-    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * cached * dtype.itemsize
-    run = min(length, PREFILL)
-    expert_row = 2 * config.hidden_size + 3 * config.moe_intermediate_size
-    experts = config.num_experts_per_tok * expert_row
-    dense = 6 * config.hidden_size + 3 * config.intermediate_size
-    group = config.num_attention_heads // config.num_key_value_heads
-    mask = run * length * (1 + group * (1 + dtype.itemsize))  # once more for each query of a key, and as numbers
-    logits = (2 * rows + 3) * block_length  # as computed and in float32; three more of the guided ones
-    if sprint:
-        cache, logits = 2 * cache, max(logits, 3 * rows * SCORED)
-    layer = max(rows * (run * dtype.itemsize * (2 * experts + dense) + mask), WORKING_BYTES)
-    return rows * cache + layer + 4 * logits * config.vocab_size
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed % 2**64)  # batches and stories count up from a seed
 
 
-def for_editing(guidance: Guidance | None) -> Guidance:
-    """The given guidance, or the defaults of editing: text 4, image 0 (docs/model.md, Block diffusion)."""
-    return guidance if guidance is not None else replace(Guidance(), text=EDIT_GUIDANCE)
+def _bytes_of(samples: Sequence[Sample], config: GenerationConfig) -> BackboneBytes:
+    """What a batch takes besides the weights, as a function of the backbone's configuration and the dtype."""
+    length = max(max(map(len, sample.branches)) + len(sample.new) for sample in samples)
+    return lambda sizes, dtype: working_bytes(
+        sizes,
+        len(samples[0].branches),
+        length,
+        dtype,
+        config.sampling.block_length,
+        sprint=config.sprint is not None,
+        samples=len(samples),
+        kept=config.keep_prefix or any(sample.prefix is not None for sample in samples),
+    )

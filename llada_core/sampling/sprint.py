@@ -5,7 +5,7 @@ import torch
 from ..options import Sprint
 
 
-def least_accepted(remaining: torch.Tensor, steps_left: int) -> torch.Tensor:
+def least_accepted(remaining: torch.Tensor, steps_left: int | torch.Tensor) -> torch.Tensor:
     """Tokens to accept at least in a round: the rest, int64 [samples], spread over the rounds left, rounded up."""
     return -(-remaining // steps_left)
 

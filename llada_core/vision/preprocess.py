@@ -4,7 +4,7 @@ docs/model.md, Image preprocessing. Sizes are (height, width) in pixels.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ..checks import check_choice, check_count
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError, shown
 
 ALIGN = 32  # every side is a multiple of this: two patches, as the 2x decoder was trained
 MAX_EDIT_RATIO = 4  # of the sides of an edit's candidate sizes
@@ -252,6 +252,24 @@ def prepare(
     if fit == "cover":
         picture = _resize(picture, cover(size, chosen))
     return to_pixels(_crop_middle(picture, chosen))
+
+
+def prepare_batch(
+    images: torch.Tensor,
+    purpose: str,
+    fit: str,
+    budgets: PixelBudgets,
+    pixels: int,
+    normalise: Callable[[torch.Tensor], torch.Tensor],
+) -> list[torch.Tensor]:
+    """The images of a batch [batch, H, W, C] as SigLIP-VQ takes them; several share the smaller budget.
+
+    Arguments as those of `prepare`. Raises InputError where there is no image.
+    """
+    if not isinstance(images, torch.Tensor) or images.ndim != 4 or images.shape[0] == 0:
+        found = f"shape {list(images.shape)}" if isinstance(images, torch.Tensor) else shown(images)
+        raise InputError("image", found, "a batch [batch, height, width, channels]", "Connect at least one image.")
+    return [normalise(prepare(one, purpose, fit, budgets, len(images) > 1, pixels)) for one in images]
 
 
 def _resize(picture: Image.Image, size: Size) -> Image.Image:

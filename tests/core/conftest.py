@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llada_core.backbone import runner
-from llada_core.backbone.cuda_graphs import CUDAGraphRunner
+from llada_core.backbone import cuda_graphs, runner
+from llada_core.backbone.cuda_graphs import CUDAGraphRunner, GraphStore
 from llada_core.engine import LLaDAUni
 from llada_core.sampling import block_diffusion
 from llada_core.sampling.batch import Batch, Sample
@@ -68,15 +68,25 @@ def generate_one() -> Callable[..., Generated]:
     on_round: called with what is generated so far, the index of the block and the rounds done in it.
     """
 
-    def generate_one(backbone, branches, count, config, *, seed=0, mask=95, on_round=None, **options) -> Generated:
+    def generate_one(
+        backbone, branches, count, config, *, seed=0, mask=95, on_round=None, graphs=False, **options
+    ) -> Generated:
         sample = Sample(branches, [mask] * count, torch.Generator().manual_seed(seed))
+        kept = "store" in options
+        if graphs:
+            options["store"] = GraphStore()
         running, batch = block_diffusion.prepare(backbone, [sample], config, mask, **options)
         generated = Generated(running, batch, None)
         try:
             (generated.output,) = block_diffusion.generate(
                 running, batch, config, on_round and partial(on_round, generated)
             )
-        finally:
+        except BaseException:
+            running.close()
+            raise
+        if kept:
+            running.finish()
+        else:
             running.close()
         return generated
 
@@ -88,6 +98,37 @@ def fixed_shapes(monkeypatch) -> None:
     """Generations that may use graphs run rounds in the fixed shapes of graphs, kernel by kernel, on any device."""
     monkeypatch.setattr(runner, "capturable_sizes", lambda backbone, attend, device, rows, sizes: sizes)
     monkeypatch.setattr(runner, "CUDAGraphRunner", partial(CUDAGraphRunner, capture=False))
+
+
+class StandIn:
+    """A graph that records its life and computes when it is replayed."""
+
+    def __init__(self, fixed, events):
+        self.replay = lambda: events.append("replay") or fixed.compute()
+        self.reset = lambda: events.append("reset")
+
+
+@pytest.fixture
+def events(monkeypatch, fixed_shapes) -> list[str]:
+    """What happens to graphs where captures are stand-ins."""
+    events = []
+
+    def capture(self, fixed):
+        events.append("capture")
+        fixed.graph = StandIn(fixed, events)
+        return fixed.graph
+
+    def warm_up(self, fixed):
+        events.append("warm_up")
+        fixed.compute()
+        fixed.warmed_up = True
+
+    monkeypatch.setattr(runner, "CUDAGraphRunner", CUDAGraphRunner)
+    monkeypatch.setattr(CUDAGraphRunner, "_warm_up", warm_up)
+    monkeypatch.setattr(CUDAGraphRunner, "_capture", capture)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(cuda_graphs, "_free_bytes", lambda device: cuda_graphs.SPARE)
+    return events
 
 
 @pytest.fixture

@@ -62,6 +62,18 @@ def test_full_size_program_on_small_sizes(run):
     assert figures["normal decoder, 50 steps, s"] > 0
 
 
+def test_batches(run):
+    figures = run("batches", "--tiny", "--pictures", "1", "3", "--questions", "2")
+    assert figures["3 pictures, equal to alone"] == "yes"
+    assert figures["3 pictures, times as long as one"] > 0
+    assert figures["2 questions, times as fast at once"] > 0
+
+
+def test_batches_of_quantized_weights(run):
+    figures = run("batches", "--tiny", "--pictures", "1", "--questions", "1", "--weights", "4-bit")
+    assert figures["a round of one, ms"] > 0
+
+
 def test_decoder(run):
     figures = run("decoder", "--tiny", "--normal")
     assert figures["difference from the official, relative"] < 1e-5

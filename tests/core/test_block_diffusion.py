@@ -166,9 +166,9 @@ def test_overflow_is_an_error_in_the_round_in_which_it_comes(after, tiny, genera
     """Better no picture than one of noise: in the first round of a block, in later ones, and in later blocks."""
     rounds, head = [], tiny.lm_head.forward
 
-    def overflow(x):
+    def overflow(x, low=0, high=None):
         rounds.append(x)
-        return head(x) * (float("inf") if len(rounds) == after else 1)
+        return head(x, low, high) * (float("inf") if len(rounds) == after else 1)
 
     monkeypatch.setattr(tiny.lm_head, "forward", overflow)
     with pytest.raises(InputError, match=r"precision: found .* range of torch\.float32, from finite .* overflowed"):
@@ -177,7 +177,9 @@ def test_overflow_is_an_error_in_the_round_in_which_it_comes(after, tiny, genera
 
 
 def test_overflow_in_float16_says_what_to_choose(tiny, generate_one, monkeypatch):
-    monkeypatch.setattr(tiny.lm_head, "forward", lambda x: torch.full((*x.shape[:-1], VOCABULARY), float("nan")))
+    monkeypatch.setattr(
+        tiny.lm_head, "forward", lambda x, low, high: x[..., :1].expand(*x.shape[:-1], high - low) * float("nan")
+    )
     half = copy.deepcopy(tiny).half()
     with pytest.raises(InputError, match=r"range of torch\.float16.*choose bf16, or fp32"):
         generate_one(half, [random_ids(1, 32)], 64, image(4), dtype=torch.float16)

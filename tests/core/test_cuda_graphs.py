@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from llada_core.backbone import attention_kernels
-from llada_core.backbone.cuda_graphs import CUDAGraphRunner
+from llada_core.backbone.cuda_graphs import CUDAGraphRunner, GraphStore
 from llada_core.backbone.experts import Experts, Router
 from llada_core.options import Guidance, Sampling, Sprint
 from llada_core.quantization import grouped
+from llada_core.quantization.formats import Int8
 from llada_core.quantization.grouped import can_group
+from llada_core.quantization.modules import QuantizedLinear, apply_formats
 from llada_core.sampling.batch import Sample
 from llada_core.sampling.block_diffusion import GenerationConfig, Output, generate, prepare
 
@@ -44,14 +46,24 @@ def run(
     branches = [[(7 * i + row) % MASK for i in range(length)] for row, length in enumerate(lengths)]
     config = GenerationConfig(6, IMAGES, VOCABULARY, frozenset(), Sampling(), Guidance(2.0, 0.5), sprint)
     dtype = backbone.lm_head.weight.dtype
-    runner, batch = prepare(backbone, [Sample(branches, [MASK] * COUNT)], config, MASK, "cuda", dtype, attend, graphs)
+    runner, batch = prepare(
+        backbone,
+        [Sample(branches, [MASK] * COUNT)],
+        config,
+        MASK,
+        "cuda",
+        dtype,
+        attend,
+        GraphStore() if graphs else None,
+    )
     if not capture:
-        runner.graphs = CUDAGraphRunner(backbone, runner.cache, runner.graphs.sizes, attend, capture=False)
+        rounds = runner.rounds
+        runner.rounds = CUDAGraphRunner(backbone, rounds.cache, rounds.sizes, attend, rounds.then, 32, capture=False)
     most = 0
 
     def count(block, done):
         nonlocal most
-        most = max(most, sum(fixed.graph is not None for fixed in runner.graphs._rounds.values()))
+        most = max(most, sum(fixed.graph is not None for fixed in runner.rounds._rounds.values()))
 
     try:
         (output,) = generate(runner, batch, config, count)
@@ -123,6 +135,20 @@ def test_what_waits_for_the_gpu_is_found_before_it_is_captured(backbone, caplog)
     assert run(built, [50, 90], attend=waiting) == (expected, 0)
     assert len([record for record in caplog.records if "without CUDA graphs" in record.getMessage()]) == 1
     unharmed()
+
+
+def test_kernels_are_tried_before_a_round_in_which_nothing_may_be_read_back(backbone, caplog):
+    """A prompt of two blocks has its first run in fixed shapes: nothing ran before."""
+    built = backbone(torch.bfloat16)
+    apply_formats(built, lambda name, shape: Int8() if name.endswith("dense") else None)
+    quantized = [layer for layer in built.modules() if isinstance(layer, QuantizedLinear)]
+    for layer in quantized:
+        layer.weight.zero_()
+        layer.weight_scale.fill_(1)
+    _, count = run(built, [33])
+    assert count == 2
+    assert quantized
+    assert "fails here" not in caplog.text
 
 
 def test_other_threads_may_wait_for_the_gpu_meanwhile(backbone):

@@ -8,6 +8,8 @@ from llada_core.engine import LLaDAUni
 from llada_core.image_tokens import ImageTokens
 from llada_core.options import Decoding, Guidance, Sampling, Sprint
 from llada_core.placement import OneDevice
+from llada_core.sampling import tasks
+from llada_core.sampling.pipeline import Image
 
 REFERENCES = ImageTokens((torch.arange(12).view(3, 4), torch.arange(4).view(2, 2)), 256)
 FEW = Sampling(steps=3, thinking_steps=3, thinking_length=40)
@@ -100,13 +102,14 @@ def test_default_steps_of_each_task(model):
 
 def test_thinking_draws_after_its_plan(model):
     drawn = model.generate("a red fox", 64, 96, thinking=True, sampling=FEW)
-    pipeline = model._pipeline(FEW, None, 0, None)
-    plan, thought = pipeline.think("a red fox", 2, 3)
-    rows, trace = prompts.after_thinking(model.vocabulary, "a red fox", plan, 2, 3)
-    expected, usage = pipeline.draw(rows, 2, 3, Guidance())
-    assert result_of(drawn) == [expected.grids[0].tolist()]
+    pipeline = model._pipeline(FEW, None, None)
+    (plan,) = tasks.think(pipeline, [tasks.Request("a red fox", 0, (2, 3))])
+    branches, trace = prompts.after_thinking(model.vocabulary, "a red fox", plan.ids, 2, 3)
+    (expected,) = pipeline.draw([Image(branches, 2, 3, seed=0)], Guidance())
+    assert result_of(drawn) == [expected.tokens.grids[0].tolist()]
     assert drawn.thinking == trace
-    assert (drawn.usage.tokens, drawn.usage.rounds) == (len(plan) + 6, thought.rounds + usage.rounds)
+    assert drawn.usage.tokens == len(plan.ids) + 6
+    assert drawn.usage.rounds == plan.usage.rounds + expected.usage.rounds
 
 
 def test_a_plan_leaves_room_for_its_image(checkpoint_copy, edit_json):

@@ -10,7 +10,7 @@ from llada_core.backbone.config import BackboneConfig
 from llada_core.backbone.keys import open_backbone
 from llada_core.checkpoint.weights import Entry
 from llada_core.errors import CheckpointError
-from llada_core.sampling.pipeline import working_bytes
+from llada_core.sampling.working_bytes import working_bytes
 
 RELEASED = {
     "vocab_size": 173_568,
@@ -116,7 +116,7 @@ def test_size_of_the_release():
 
 def test_working_memory_of_a_picture_of_1024_pixels():
     """Far below the weights, and more than its two known parts: both rows' keys and values, and their logits."""
-    estimate = working_bytes(CONFIG, rows=2, length=1150, dtype=torch.bfloat16)
+    estimate = working_bytes(CONFIG, branches=2, length=1150, dtype=torch.bfloat16)
     cache = 2 * 20 * 2 * 4 * 128 * 1150 * 2
     logits = 2 * 32 * 173_568 * 4
     assert cache + logits < estimate < 1e9

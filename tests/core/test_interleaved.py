@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from llada_core import prompts
+from llada_core.backbone.head import Head
 from llada_core.errors import InputError
 from llada_core.image_tokens import ImageTokens
 from llada_core.options import Guidance, Sampling
@@ -14,13 +15,23 @@ from llada_core.sampling.pipeline import Pipeline
 SAMPLING = Sampling(steps=2, thinking_steps=4, thinking_length=64)
 
 
+class Logits(Head):
+    """Takes logits for hidden states."""
+
+    def forward(self, x, low=0, high=None):
+        return x[..., low:high]
+
+    def factor(self, device):
+        return None
+
+
 class Scripted(torch.nn.Module):
     """Predicts script[p] at position p, whatever it sees; remembers the prompts it was given."""
 
     def __init__(self, config, script: dict[int, int], default: int):
         super().__init__()
         self.config, self.script, self.default = config, script, default
-        self.lm_head = torch.nn.Identity()
+        self.lm_head = Logits(config.hidden_size, config.vocab_size)
         self.seen: list[torch.Tensor] = []
 
     def forward(self, ids, positions, context, start, mask, attend):
@@ -51,8 +62,8 @@ def story(model):
         sized = type(model.config)(**settings)
         backbone = Scripted(sized, {len(prompt) + i: token for i, token in enumerate(script)}, words.end)
         placement = Placement(backbone, torch.device("cpu"), torch.float32)
-        pipeline = Pipeline(words, sized, sampling, None, 0, lambda _: placement, None)
-        told = generate_interleaved(pipeline, "a story", references, max_images, guidance or Guidance(1.0))
+        pipeline = Pipeline(words, sized, sampling, None, lambda _: placement, None)
+        told = generate_interleaved(pipeline, "a story", references, max_images, guidance or Guidance(1.0), 0)
         return told, backbone
 
     return run

@@ -7,7 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 from llada_core.options import Guidance, Sampling, Sprint
 from llada_core.quantization.grouped import WORKING_BYTES
 from llada_core.sampling.block_diffusion import GenerationConfig
-from llada_core.sampling.pipeline import working_bytes
+from llada_core.sampling.working_bytes import working_bytes
 
 WIDE = {"hidden_size": 256, "moe_intermediate_size": 64, "intermediate_size": 640, "head_dim": 32}
 WORDY = {"vocab_size": 20_000}
@@ -47,7 +47,7 @@ def test_estimate_covers_what_is_allocated(sizes, lengths, count, block, sprint,
         generate_one(backbone, prompts, count, config)
 
     estimate = working_bytes(
-        backbone.config, len(prompts), max(lengths) + count, torch.float32, block, sprint is not None
+        backbone.config, len(prompts), max(lengths) + count, torch.float32, block, sprint=sprint is not None
     )
     used = most_allocated(work)
     assert used > 1e6, "nothing was measured"

@@ -93,8 +93,9 @@ def test_arguments_of_the_engine(value, idle):
     refused(lambda: idle.encode(image, value), "purpose")
     refused(lambda: idle.encode(image, fit=value), "fit")
     if value not in seeds if isinstance(value, int) else True:
-        refused(lambda: idle.generate("a", 64, 64, seed=value), "seed")
-        refused(lambda: idle.answer("a", seed=value), "seed")
+        if not isinstance(value, list):  # which asks for several at once
+            refused(lambda: idle.generate("a", 64, 64, seed=value), "seed")
+            refused(lambda: idle.answer("a", seed=value), "seed")
         refused(lambda: idle.interleave("a", seed=value), "seed")
     if not isinstance(value, bool):
         refused(lambda: idle.generate("a", 64, 64, thinking=value), "thinking")

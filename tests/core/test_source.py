@@ -13,7 +13,17 @@ PRODUCT = [path for path in FILES if path.relative_to(ROOT).parts[0] in ("nodes"
 
 HOST = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "nodes", "server", "execution", "latent_preview"}
 OURS = ("nodes", "llada_core", "dev", "benchmarks", "tests")
-ENGINE_FOR_NODES = {"engine", "image_tokens", "options", "progress", "errors", "checks", "zimage", "preview_colours"}
+ENGINE_FOR_NODES = {
+    "engine",
+    "image_tokens",
+    "options",
+    "progress",
+    "errors",
+    "checks",
+    "zimage",
+    "preview_colours",
+    "token_edits",
+}
 LAYERS = {  # of the engine: what a package may import besides itself and the modules that belong to none
     "quantization": set(),
     "checkpoint": {"quantization"},

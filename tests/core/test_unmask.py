@@ -147,11 +147,10 @@ def test_a_seed_repeats_its_draws_whatever_else_draws():
         samples = [Sample([[1, 2]], [95] * 60, torch.Generator().manual_seed(seed)) for seed in seeds]
         return Batch(samples, 32, 95)
 
-    sampling, alone = Sampling(temperature=1.0), batch(7)
-    first, second = (draws(alone, [True], sampling)[0] for _ in range(2))
+    alone = batch(7)
+    first, second = (draws(alone, [True])[0] for _ in range(2))
     beside = batch(3, 7)
     torch.rand(10)
-    assert torch.equal(draws(beside, [True, True], sampling)[1], first)
-    draws(beside, [True, False], sampling)
-    assert torch.equal(draws(beside, [False, True], sampling)[1], second)
-    assert draws(beside, [True, True], Sampling()) is None
+    assert torch.equal(draws(beside, [True, True])[1], first)
+    draws(beside, [True, False])
+    assert torch.equal(draws(beside, [False, True])[1], second)

@@ -15,7 +15,7 @@ from dev.miniature.sizes import BLOCK, PREPROCESSOR
 from dev.miniature.stage import Budget, make_optimizer, run, take_step
 from dev.miniature.train import STAGES
 from dev.miniature.world import GRIDS, render, sample_scene, view
-from llada_core.options import Sampling
+from llada_core.options import Guidance, Sampling
 from llada_core.sampling import block_diffusion
 from llada_core.sampling.batch import Sample
 from llada_core.vision.preprocess import Normalisation, PixelBudgets, prepare
@@ -153,7 +153,8 @@ def test_packed_training_computes_what_the_runner_computes(words, pad):
         start = int(batch["blocks"][0][here][0]) * BLOCK
         first = int((batch["roles"][0][here] != FIXED).nonzero()[0]) + int(batch["positions"][0][here][0])
         prompts = [ids[:first]] if pad == 0 else [[words.end] * pad + ids[:first], ids[:first]]
-        config = block_diffusion.GenerationConfig(1, 0, words.vocab_size, sampling=Sampling(block_length=BLOCK))
+        sampling, guidance = Sampling(block_length=BLOCK), Guidance()
+        config = block_diffusion.GenerationConfig(1, 0, words.vocab_size, sampling=sampling, guidance=guidance)
         runner, canvas = block_diffusion.prepare(model, [Sample(prompts, [words.mask] * BLOCK)], config, words.mask)
         with torch.no_grad():
             engine = runner.block(canvas.rows, start)[-1]

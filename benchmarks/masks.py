@@ -1,0 +1,172 @@
+"""How right masked edits, outpainting and variations are on the miniature, and what they take.
+
+Held-out prompts, judged by pixels as in `quality`. *Kept* is the share of pictures whose tokens outside the mask are
+all what they were (of variations the share of tokens that stayed), in per cent; *rounds* and *seconds* are of a
+picture, on this machine.
+
+    python -m benchmarks.masks CHECKPOINT [--count 300] [--device cpu] [--json FILE]
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from dev.miniature.checker import look
+from dev.miniature.examples import Example
+from dev.miniature.world import Scene, render
+from llada_core.engine import Generation, LLaDAUni
+from llada_core.image_tokens import ImageTokens, join
+from llada_core.options import Decoding
+from llada_core.placement import OneDevice
+from llada_core.token_edits import crop, pad, touched_cells
+
+from .quality import examples
+from .support import add_json, show
+
+AROUND = 17  # pixels, odd: a mask is what an edit changes and half as many around it
+KNOWN = 160  # pixels of a picture's width that outpainting knows, of 256
+BATCH = 10  # pictures at once
+
+
+class Masks:
+    """The measurements on one checkpoint.
+
+    Args:
+        model: the checkpoint.
+        count: prompts a row.
+    """
+
+    def __init__(self, model: LLaDAUni, count: int):
+        self.model, self.count = model, count
+
+    def encode(self, scenes: Sequence[Scene]) -> ImageTokens:
+        """Pictures of scenes as tokens."""
+        pixels = [torch.from_numpy(np.asarray(render(scene)).copy())[None] / 255 for scene in scenes]
+        return join(self.model.encode(pixels, "edit"))
+
+    def judged(
+        self,
+        drawn: Sequence[Generation],
+        wanted: Sequence[Scene],
+        before: Sequence[torch.Tensor],
+        cells: Sequence[torch.Tensor],
+    ) -> dict[str, float]:
+        """The figures of a row: what is right, what was kept, rounds and seconds."""
+        right, kept = [], []
+        for one, scene, start, where in zip(drawn, wanted, before, cells, strict=True):
+            (picture,) = self.model.decode(one.tokens, Decoding())
+            right.append(look(picture.numpy()).shows(scene))
+            kept.append(torch.equal(one.tokens.grids[0][~where], start[~where]))
+        return {
+            "right": 100 * sum(right) / len(right),
+            "kept": 100 * sum(kept) / len(kept),
+            "rounds": sum(one.usage.rounds for one in drawn) / len(drawn),
+            "seconds": sum(one.usage.seconds for one in drawn) / len(drawn),
+        }
+
+    def in_batches(self, work: Callable[[slice], list[Generation]], count: int) -> list[Generation]:
+        """All results, a batch at a time."""
+        return [one for at in range(0, count, BATCH) for one in work(slice(at, at + BATCH))]
+
+    def edits(self) -> dict[str, dict[str, float]]:
+        """Edits of one picture: the whole drawn, against what changes and a little around it."""
+        made = [one for one in examples("edit", 2 * self.count, 0) if len(one.references) == 1][: self.count]
+        scenes, wanted = [one.references[0] for one in made], [one.frames[-1][1] for one in made]
+        tokens = [self.encode([scene]) for scene in scenes]
+        masks = [changed(one) for one in made]
+        cells = [touched_cells(mask, *of.sizes[0]) for mask, of in zip(masks, tokens, strict=True)]
+        before, prompts = [of.grids[0] for of in tokens], [one.instruction for one in made]
+
+        def edit(mask: bool) -> dict[str, float]:
+            def work(at: slice) -> list[Generation]:
+                given = {"mask": masks[at]} if mask else {}
+                return self.model.generate(prompts[at], references=tokens[at], **given)
+
+            return self.judged(self.in_batches(work, len(made)), wanted, before, cells)
+
+        share = sum(of.float().mean().item() for of in cells) / len(cells)
+        return {
+            "edit, all drawn": edit(False),
+            f"edit, masked ({100 * share:.0f} % of the cells)": edit(True),
+        }
+
+    def outpaint(self) -> dict[str, dict[str, float]]:
+        """Pictures of which the left is known; the prompt describes the whole."""
+        made = examples("draw", self.count, 0)
+        scenes = [one.frames[-1][1] for one in made]
+        whole = [self.encode([scene]) for scene in scenes]
+        padded = []
+        for of in whole:
+            height, width = (32 * side for side in of.sizes[0])
+            padded.append(pad(crop(of, 0, 0, KNOWN, height), 0, 0, width - KNOWN, 0))
+        starts, masks = [start for start, _ in padded], [mask for _, mask in padded]
+        cells = [touched_cells(mask, *of.sizes[0]) for mask, of in zip(masks, whole, strict=True)]
+        before, prompts = [of.grids[0] for of in starts], [one.instruction for one in made]
+
+        def draw(mask: bool) -> dict[str, float]:
+            def work(at: slice) -> list[Generation]:
+                if mask:
+                    return self.model.generate(prompts[at], tokens=starts[at], mask=masks[at])
+                sizes = [of.sizes[0] for of in whole[at]]
+                return self.model.generate(prompts[at], [32 * h for h, _ in sizes], [32 * w for _, w in sizes])
+
+            return self.judged(self.in_batches(work, len(made)), scenes, before, cells)
+
+        return {
+            "draw, nothing known": draw(False),
+            "outpaint, a prompt of the whole": draw(True),
+        }
+
+    def variations(self) -> dict[str, dict[str, float]]:
+        """Variations of true pictures with their prompts, by strength and choice."""
+        made = examples("draw", self.count, 0)
+        scenes, rows = [one.frames[-1][1] for one in made], {}
+        tokens = [self.encode([scene]) for scene in scenes]
+        for strength in (0.3, 0.7):
+            for least_certain in (False, True):
+                drawn = [
+                    self.model.vary(of, one.instruction, strength, seed=at, least_certain=least_certain)[0]
+                    for at, (of, one) in enumerate(zip(tokens, made, strict=True))
+                ]
+                changed = [of.grids[0] != one.tokens.grids[0] for of, one in zip(tokens, drawn, strict=True)]
+                row = self.judged(drawn, scenes, [of.grids[0] for of in tokens], changed)
+                row["kept"] = 100 * sum(1 - where.float().mean().item() for where in changed) / len(changed)
+                choice = "least certain" if least_certain else "by seed"
+                rows[f"vary {strength:.0%}, {choice}".replace("%", " %")] = row
+        return rows
+
+
+def changed(made: Example) -> torch.Tensor:
+    """The mask of an edit: the pixels that differ between the two true pictures, and some around them."""
+    pictures = [np.asarray(render(scene), dtype=np.int16) for scene in (made.references[0], made.frames[-1][1])]
+    differs = torch.from_numpy((pictures[0] != pictures[1]).any(-1)).float()
+    return F.max_pool2d(differs[None], AROUND, 1, AROUND // 2)[0]
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--count", type=int, default=300, help="prompts a row")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", default="", help="only edits, outpaint or variations")
+    add_json(parser)
+    options = parser.parse_args()
+    masks = Masks(LLaDAUni(options.checkpoint, OneDevice(options.device)), options.count)
+    figures: dict[str, object] = {}
+    print(f"| {options.count} held-out prompts | right | kept | rounds | seconds |\n|---|---|---|---|---|")
+    for name, measure in (("edits", masks.edits), ("outpaint", masks.outpaint), ("variations", masks.variations)):
+        if not name.startswith(options.only):
+            continue
+        for row, found in measure().items():
+            print(f"| {row} | " + " | ".join(f"{value:.2f}" for value in found.values()) + " |", flush=True)
+            figures |= {f"{row}: {key}": value for key, value in found.items()}
+    show("Masks on the miniature", figures, options.json)
+
+
+if __name__ == "__main__":
+    main()

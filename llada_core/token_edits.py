@@ -1,0 +1,168 @@
+"""Tokens as a canvas: which cells are to be drawn anew; pad, crop, paste; which cells to vary.
+
+Cells are those of a token grid [h, w], 32 x 32 pixels of the decoded picture each. Masks mark what is to be drawn.
+"""
+
+import logging
+import math
+
+import torch
+import torch.nn.functional as F
+
+from .checks import MAX_SIDE, PIXELS, check_kind, check_range
+from .errors import InputError
+from .image_tokens import ImageTokens
+
+log = logging.getLogger(__name__)
+
+
+def touched_cells(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The cells that a mask touches.
+
+    Args:
+        mask: [H, W] or [1, H, W] in 0...1 or bool, of any size: above 0 is to be drawn. Where its proportions are not
+            the grid's it is read as SigLIP-VQ Encode reads a picture: it covers the grid, and what hangs over is cut
+            off on both sides.
+        height, width: of the grid.
+
+    Returns:
+        bool [height, width].
+
+    Raises:
+        InputError: no tensor of that shape, or values that are not finite.
+    """
+    expected, remedy = "one mask [height, width]", "Connect a mask of the picture."
+    check_kind("mask", mask, torch.Tensor, expected, remedy)
+    plain = mask[0] if mask.ndim == 3 and len(mask) == 1 else mask
+    if plain.ndim != 2 or 0 in plain.shape:
+        raise InputError("mask", f"shape {list(mask.shape)}", expected, remedy)
+    plain = plain.float()
+    if not bool(plain.isfinite().all()):
+        raise InputError("mask", "values that are not finite", "values from 0 to 1", "Make the mask again.")
+    covered = _middle(plain, height, width)
+    cells = F.adaptive_max_pool2d((covered > 0).float()[None], (height, width))[0] > 0
+    if not bool(cells.any()):
+        log.warning("the mask marks nothing: nothing is drawn")
+    return cells
+
+
+def _middle(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The middle of a mask that has the proportions of the grid, rounded outwards to whole pixels."""
+    rows, columns = mask.shape
+    scale = max(height / rows, width / columns)
+    inner = [size / scale for size in (height, width)]
+    low = [max(math.floor((size - part) / 2 + 1e-6), 0) for size, part in zip((rows, columns), inner, strict=True)]
+    high = [math.ceil((size + part) / 2 - 1e-6) for size, part in zip((rows, columns), inner, strict=True)]
+    return mask[low[0] : high[0], low[1] : high[1]]
+
+
+def mask_of_cells(cells: torch.Tensor) -> torch.Tensor:
+    """Cells bool [h, w] -> the mask of the decoded picture, float32 [1, 32 h, 32 w], 1 where they are to be drawn."""
+    return cells.float().repeat_interleave(PIXELS, 0).repeat_interleave(PIXELS, 1)[None]
+
+
+def pad(tokens: ImageTokens, left: int, top: int, right: int, bottom: int) -> tuple[ImageTokens, torch.Tensor]:
+    """A larger canvas around an image: what is known stays where it stood, the rest is to be drawn.
+
+    Args:
+        tokens: one image.
+        left, top, right, bottom: pixels of the decoded picture, multiples of 32 from 0 up.
+
+    Returns:
+        The larger image, whose new cells hold the code 0, and its mask float32 [1, H, W].
+
+    Raises:
+        InputError: several images, sides that are no multiples of 32, no side at all, a canvas beyond 8192 pixels.
+    """
+    grid = one_grid(tokens)
+    sides = {"left": left, "top": top, "right": right, "bottom": bottom}
+    cells = {name: _in_cells(name, value) for name, value in sides.items()}
+    if not any(cells.values()):
+        raise InputError("padding", "0 pixels on every side", "a side to grow at", "Give left, top, right or bottom.")
+    around = (cells["left"], cells["right"], cells["top"], cells["bottom"])
+    larger = F.pad(grid, around, value=0)
+    if max(larger.shape) * PIXELS > MAX_SIDE:
+        found = f"{larger.shape[1] * PIXELS} x {larger.shape[0] * PIXELS} pixels"
+        raise InputError("padding", found, f"at most {MAX_SIDE} a side", "Pad less, or crop first.")
+    unknown = F.pad(torch.zeros_like(grid, dtype=torch.bool), around, value=True)
+    return ImageTokens((larger,), tokens.codebook_size), mask_of_cells(unknown)
+
+
+def crop(tokens: ImageTokens, left: int, top: int, width: int, height: int) -> ImageTokens:
+    """A rectangle of every image; left, top, width and height in pixels of the decoded picture, multiples of 32.
+
+    Raises:
+        InputError: no multiples of 32, or a rectangle that reaches outside an image.
+    """
+    x, y = _in_cells("left", left), _in_cells("top", top)
+    columns, rows = _in_cells("width", width, PIXELS), _in_cells("height", height, PIXELS)
+    for grid in tokens.grids:
+        _check_inside((x, y, columns, rows), grid, "Crop inside the image.")
+    return ImageTokens(tuple(grid[y : y + rows, x : x + columns] for grid in tokens.grids), tokens.codebook_size)
+
+
+def paste(tokens: ImageTokens, piece: ImageTokens, left: int, top: int) -> tuple[ImageTokens, torch.Tensor]:
+    """An image with another laid over it; left and top in pixels of the decoded picture, multiples of 32.
+
+    Returns:
+        The image, and a mask float32 [1, H, W] of the piece's outermost cells and of those around it: the seam, to be
+        drawn anew where it shows.
+
+    Raises:
+        InputError: several images, another codebook, no multiples of 32, a piece that reaches outside the image.
+    """
+    grid, over = one_grid(tokens), one_grid(piece.for_codebook(tokens.codebook_size), "piece")
+    x, y = _in_cells("left", left), _in_cells("top", top)
+    rows, columns = over.shape
+    _check_inside((x, y, columns, rows), grid, "Move the piece, crop it, or pad the image first.")
+    result = grid.clone()
+    result[y : y + rows, x : x + columns] = over
+    seam = torch.zeros_like(grid, dtype=torch.bool)
+    seam[max(y - 1, 0) : y + rows + 1, max(x - 1, 0) : x + columns + 1] = True
+    seam[y + 1 : y + rows - 1, x + 1 : x + columns - 1] = False
+    return ImageTokens((result,), tokens.codebook_size), mask_of_cells(seam)
+
+
+def cells_to_vary(
+    height: int, width: int, strength: float, seed: int, certainty: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Which cells a variation draws anew: a share of all, by seed or the least certain first.
+
+    Args:
+        height, width: of the grid.
+        strength: 0...1, the share, rounded to whole cells and at least one.
+        seed: of the choice.
+        certainty: float [height, width]; the cells with the lowest are taken. None chooses by the seed.
+
+    Returns:
+        bool [height, width].
+    """
+    check_range("strength", strength, 0.0, 1.0)
+    count = max(round(strength * height * width), 1)
+    generator = torch.Generator().manual_seed(seed % 2**64)
+    rank = torch.rand(height * width, generator=generator) if certainty is None else certainty.flatten()
+    cells = torch.zeros(height * width, dtype=torch.bool)
+    cells[rank.argsort(stable=True)[:count]] = True
+    return cells.view(height, width)
+
+
+def one_grid(tokens: ImageTokens, name: str = "tokens") -> torch.Tensor:
+    """The only grid of tokens. Raises InputError where there are several."""
+    if len(tokens.grids) != 1:
+        raise InputError(name, f"{len(tokens.grids)} images", "one image", "Take one of them first.")
+    return tokens.grids[0]
+
+
+def _in_cells(name: str, pixels: int, least: int = 0) -> int:
+    if isinstance(pixels, bool) or not isinstance(pixels, int) or not least <= pixels <= MAX_SIDE or pixels % PIXELS:
+        expected = f"a multiple of {PIXELS} from {least} to {MAX_SIDE}"
+        raise InputError(name, f"{pixels!r} pixels", expected, "A token covers 32 x 32 pixels.")
+    return pixels // PIXELS
+
+
+def _check_inside(rectangle: tuple[int, int, int, int], grid: torch.Tensor, remedy: str) -> None:
+    x, y, columns, rows = rectangle
+    if x + columns > grid.shape[1] or y + rows > grid.shape[0]:
+        found = f"a rectangle up to {(x + columns) * PIXELS} x {(y + rows) * PIXELS} pixels"
+        expected = f"one inside {grid.shape[1] * PIXELS} x {grid.shape[0] * PIXELS}"
+        raise InputError("rectangle", found, expected, remedy)
