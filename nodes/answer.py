@@ -108,23 +108,21 @@ class ImageQA(io.ComfyNode):
         progress = host.Reporter(cls.hidden, model)
         parts = [] if tokens is None else [tokens.for_codebook(model.codebook_size)]
         if image is not None:
-            batches = image.split(1) if one_by_one else [image]
-            parts = [model.encode(batch, "understand", progress=progress) for batch in batches] + parts
+            batches = list(image.split(1)) if one_by_one else [image]
+            parts = model.encode(batches, "understand", progress=progress) + parts
         images = join(parts) if parts else None
         asked = [ImageTokens((g,), images.codebook_size) for g in images.grids] if one_by_one and images else [images]
-        answers = []
-        for about in asked:
-            answer = model.answer(
-                question,
-                about,
-                max_new_tokens=max_new_tokens,
-                sampling=choice,
-                sprint=sprint,
-                seed=seed,
-                progress=progress,
-            )
-            log.info("LLaDA-Uni answer: %s", answer.usage)
-            answers.append(answer.text)
+        found = model.answer(
+            question,
+            asked,
+            max_new_tokens=max_new_tokens,
+            sampling=choice,
+            sprint=sprint,
+            seed=seed,
+            progress=progress,
+        )
+        log.info("LLaDA-Uni answer: %s", sum((answer.usage for answer in found[1:]), found[0].usage))
+        answers = [answer.text for answer in found]
         said = "\n\n".join(answers)
         progress.finish(said if images is not None else f"[No picture is connected: answered without one.]\n\n{said}")
         return io.NodeOutput(answers, ui={"text": answers})

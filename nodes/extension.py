@@ -13,7 +13,9 @@ from .load import Loader
 from .native_decoder import NODES as NATIVE_DECODER
 from .options import SamplingNode, SprintNode
 from .sample import Sample
+from .token_edits import CropTokens, PadTokens, PasteTokens, PreviewTokens
 from .token_files import JoinTokens, LoadTokens, SaveTokens
+from .vary import Vary
 
 log = logging.getLogger(__name__)
 
@@ -38,5 +40,10 @@ class LLaDAUniExtension(ComfyExtension):
             JoinTokens,
             SaveTokens,
             LoadTokens,
+            Vary,
+            PadTokens,
+            CropTokens,
+            PasteTokens,
+            PreviewTokens,
             *(() if missing else NATIVE_DECODER),
         ]

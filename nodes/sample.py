@@ -2,12 +2,17 @@
 
 import logging
 from dataclasses import replace
+from itertools import groupby
+from typing import Any
 
+import torch
 from comfy_api.latest import io
 
-from ..llada_core.checks import MAX_SIDE, PIXELS, check_size, check_text
-from ..llada_core.options import IMAGE_STEPS, MAX_GUIDANCE, MAX_STEPS, Guidance
+from ..llada_core.checks import MAX_SIDE, PIXELS, check_count, check_size, check_text
+from ..llada_core.image_tokens import ImageTokens, join
+from ..llada_core.options import IMAGE_STEPS, MAX_BATCH, MAX_GUIDANCE, MAX_STEPS, Guidance
 from . import host
+from .lists import first, one_by_one
 from .options import SamplingChoice
 from .sockets import ABSENT, check_received, complaint
 from .types import CATEGORY, Tokens, found_as, model_input, sampling_input, seed_input, sprint_input, tokens_input
@@ -26,7 +31,9 @@ class Sample(io.ComfyNode):
             display_name="Diffusion-LLM Sample",
             category=CATEGORY,
             **found_as("text to image", "t2i", "image edit", "draw", "prompt"),
-            description="Writes image tokens from a prompt, block by block. With references connected it edits them.",
+            description="Writes image tokens from a prompt, block by block. With references connected it edits them; "
+            "with a mask it draws a part anew and keeps the rest.",
+            is_input_list=True,
             inputs=[
                 model_input(),
                 io.String.Input(
@@ -82,10 +89,36 @@ class Sample(io.ComfyNode):
                 ),
                 sampling_input(),
                 sprint_input(),
+                tokens_input(
+                    "tokens",
+                    "With a mask: the image to start from, which gives the size. Without it the first reference.",
+                    optional=True,
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="What to draw anew: every token that it touches. All others stay as they are. It is of the "
+                    "picture that tokens or the first reference show.",
+                ),
+                io.Int.Input(
+                    "batch_size",
+                    default=1,
+                    min=1,
+                    max=MAX_BATCH,
+                    optional=True,
+                    tooltip="Images drawn at once; image i uses seed + i. At temperature 0 all would be equal, so one "
+                    "is drawn for all.",
+                ),
             ],
             outputs=[
-                Tokens.Output(display_name="tokens", tooltip="The drawn image, for Semantic-Token Decode."),
-                io.String.Output(display_name="thinking", tooltip="The plan, when thinking is on."),
+                Tokens.Output(
+                    display_name="tokens",
+                    is_output_list=True,
+                    tooltip="The drawn images, for Semantic-Token Decode; of a list of prompts, a list.",
+                ),
+                io.String.Output(
+                    display_name="thinking", is_output_list=True, tooltip="The plan, when thinking is on."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -101,48 +134,94 @@ class Sample(io.ComfyNode):
         references=ABSENT,
         sampling=ABSENT,
         sprint=ABSENT,
+        tokens=ABSENT,
+        mask=ABSENT,
     ) -> bool | str:
         """Refuse an empty prompt and impossible sizes before anything runs; linked values are checked when known."""
         sockets = {"model": model, "references": references, "sampling": sampling, "sprint": sprint}
+        sockets |= {"tokens": tokens, "mask": mask}
+        prompt, width, height = first(prompt), first(width), first(height)
 
         def check():
             if prompt is not None:
                 check_text("prompt", prompt)
             check_size(PIXELS if height is None else height, PIXELS if width is None else width)
 
-        return complaint(cls, input_types, sockets, check)
+        return complaint(cls, first(input_types), {name: first(value) for name, value in sockets.items()}, check)
 
     @classmethod
     def execute(
         cls,
         model,
-        prompt: str,
-        width: int,
-        height: int,
-        steps: int,
-        guidance: float,
-        seed: int,
-        thinking: bool,
+        prompt,
+        width,
+        height,
+        steps,
+        guidance,
+        seed,
+        thinking,
         references=None,
-        sampling: SamplingChoice | None = None,
+        sampling=None,
         sprint=None,
+        tokens=None,
+        mask=None,
+        batch_size=1,
     ) -> io.NodeOutput:
-        """Draw or edit."""
-        check_received(cls, model=model, references=references, sampling=sampling, sprint=sprint)
-        choice = sampling or SamplingChoice()
+        """Draw or edit; every input is a list, and what comes several times is drawn in as few batches as can be."""
+        sockets = {"model": model, "references": references, "sampling": sampling, "sprint": sprint}
+        sockets |= {"tokens": tokens, "mask": mask}
+        widgets = {"prompt": prompt, "width": width, "height": height, "steps": steps, "guidance": guidance}
+        widgets |= {"seed": seed, "thinking": thinking, "batch_size": batch_size}
+        runs = one_by_one(sockets | widgets)
+        for run in runs:
+            check_received(cls, **{name: run[name] for name in sockets})
+        results: list[tuple[ImageTokens, str]] = []
+        for _, group in groupby(runs, key=_options):
+            results += cls._draw(list(group))
+        return io.NodeOutput([drawn for drawn, _ in results], [plan for _, plan in results])
+
+    @classmethod
+    def _draw(cls, runs: list[dict[str, Any]]) -> list[tuple[ImageTokens, str]]:
+        """Runs whose options agree, in one batch."""
+        run = runs[0]
+        model, size = run["model"], run["batch_size"]
+        check_count("batch_size", size, 1, MAX_BATCH)
+        choice = run["sampling"] or SamplingChoice()
+        count = size if choice.sampling.temperature > 0 else 1
         reporter = host.Reporter(cls.hidden, model)
+        asked = [(one, index) for one in runs for index in range(count)]
         drawn = model.generate(
-            prompt,
-            height,
-            width,
-            references=references,
-            thinking=thinking,
-            sampling=replace(choice.sampling, steps=steps),
-            guidance=choice.guidance(guidance),
-            sprint=sprint,
-            seed=seed,
+            [one["prompt"] for one, _ in asked],
+            [one["height"] for one, _ in asked],
+            [one["width"] for one, _ in asked],
+            references=[one["references"] for one, _ in asked],
+            thinking=run["thinking"],
+            sampling=replace(choice.sampling, steps=run["steps"]),
+            guidance=choice.guidance(run["guidance"]),
+            sprint=run["sprint"],
+            seed=[(one["seed"] + index) % 2**64 for one, index in asked],
             progress=reporter,
+            tokens=[one["tokens"] for one, _ in asked],
+            mask=[_mask_of(one["mask"], index, count) for one, index in asked],
         )
-        log.info("LLaDA-Uni sample: %s", drawn.usage)
-        reporter.finish(str(drawn.usage))
-        return io.NodeOutput(drawn.tokens, drawn.thinking)
+        usage = sum((one.usage for one in drawn[1:]), drawn[0].usage)
+        equal = f" At temperature 0 all {size} are equal: drawn once." if size > count else ""
+        log.info("LLaDA-Uni sample: %s.%s", usage, equal)
+        reporter.finish(f"{usage}{'.' if equal else ''}{equal}")
+        each = [drawn[at : at + count] for at in range(0, len(drawn), count)]
+        return [
+            (join([one.tokens for one in made] * (size // count)), "\n\n".join(one.thinking for one in made))
+            for made in each
+        ]
+
+
+def _options(run: dict[str, Any]) -> tuple:
+    """What must agree for runs to be one batch: all but prompt, size, seed and images."""
+    own = ("prompt", "height", "width", "seed", "references", "tokens", "mask")
+    editing = run["references"] is not None
+    return editing, *((name, id(value) if name == "model" else value) for name, value in run.items() if name not in own)
+
+
+def _mask_of(mask: torch.Tensor | None, index: int, count: int) -> torch.Tensor | None:
+    """The mask of image `index` of a batch: its own where there are as many."""
+    return mask[index] if mask is not None and mask.ndim == 3 and len(mask) == count else mask

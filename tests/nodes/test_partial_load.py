@@ -43,6 +43,18 @@ def test_every_component_is_a_model_of_the_host(report):
     assert report["loaded"] == 6
 
 
+def test_a_batch_is_as_large_as_fits_beside_the_weights(report):
+    assert report["fits beside the weights"] == [True, False]
+
+
+def test_where_the_weights_do_not_fit_a_batch_may_have_half_of_the_card(report):
+    assert report["fits where they do not"] == [True, False]
+
+
+def test_what_is_kept_of_earlier_work_goes_before_any_weights(report):
+    assert report["let go of"] == [[], ["graphs"]]
+
+
 def test_unloading_releases_them(report):
     assert report["loaded after unloading"] == 0
 

@@ -15,6 +15,8 @@ SOCKETS = {
         "references?": "SigLIP-VQ Encode",
         "sampling?": "Sampling Options",
         "sprint?": "SPRINT Options",
+        "tokens?": "SigLIP-VQ Encode",
+        "mask?": "Load Image",
     },
     "LLaDAUniDecode": {"model": "Load LLaDA-Uni", "tokens": "Diffusion-LLM Sample"},
     "LLaDAUniImageQA": {
@@ -36,6 +38,17 @@ SOCKETS = {
         "tokens_4?": "Load Image Tokens",
     },
     "LLaDAUniSaveTokens": {"tokens": "Load Image Tokens"},
+    "LLaDAUniVary": {
+        "model": "Load LLaDA-Uni",
+        "tokens": "Diffusion-LLM Sample",
+        "references?": "SigLIP-VQ Encode",
+        "sampling?": "Sampling Options",
+        "sprint?": "SPRINT Options",
+    },
+    "LLaDAUniPadTokens": {"tokens": "SigLIP-VQ Encode"},
+    "LLaDAUniCropTokens": {"tokens": "SigLIP-VQ Encode"},
+    "LLaDAUniPasteTokens": {"tokens": "SigLIP-VQ Encode", "piece": "SigLIP-VQ Encode"},
+    "LLaDAUniPreviewTokens": {"model": "Load LLaDA-Uni", "tokens": "SigLIP-VQ Encode"},
 }
 # The same of the nodes that only hosts with Z-Image offer.
 NATIVE = {
@@ -53,7 +66,13 @@ def right(in_process_host, graphs) -> dict:
     """What belongs into each socket."""
     graph = graphs.draw()
     done = in_process_host.run({name: graph[name] for name in ("load", "sample")})
-    return {"LLADA_UNI": done["load"][0][0], "LLADA_TOKENS": done["sample"][0][0], "IMAGE": torch.zeros(1, 64, 64, 3)}
+    ((tokens,), _) = done["sample"][0]
+    return {
+        "LLADA_UNI": done["load"][0][0],
+        "LLADA_TOKENS": tokens,
+        "IMAGE": torch.zeros(1, 64, 64, 3),
+        "MASK": torch.zeros(1, 64, 64),
+    }
 
 
 def test_the_table_has_every_socket(in_process_host):
@@ -90,7 +109,7 @@ def test_what_an_output_of_any_type_hands_on_is_looked_at(node, name, optional, 
     """Only the node itself can tell, and it does before it works: the widgets here are all impossible."""
     kind = in_process_host.node_class(node)
     inputs = {i.id: right.get(i.get_io_type()) for i in kind.define_schema().inputs}
-    for value in ("a text", 3, [1], *(other for other in right.values() if other is not inputs[name])):
+    for value in ("a text", 3, [1], *(other for other in right.values() if type(other) is not type(inputs[name]))):
         with pytest.raises(ValueError, match=f"{name}: found .*{connect}"):
             kind.execute(**inputs | {name: value})
 
