@@ -17,7 +17,7 @@ from PIL import Image
 from dev.hosts.in_process import InProcessHost
 from dev.hosts.server import ComfyServer, find_comfyui, knows_zimage
 
-from . import blueprints, decoder_workflows
+from . import blueprints, decoder_workflows, token_workflows
 from .graph_forms import Box, Column, Workflow, note
 from .pictures import draw_help, draw_thumbnail
 from .schemas import ROOT, everything
@@ -269,6 +269,7 @@ WORKFLOWS = {
     "sprint-side-by-side": sprint_side_by_side,
     "turbo-and-normal": turbo_and_normal,
     "story": story,
+    **token_workflows.WORKFLOWS,
     **decoder_workflows.WORKFLOWS,
 }
 
@@ -286,6 +287,7 @@ HELP = {
     "LLaDAUniJoinTokens": "edit-two-references",
     "LLaDAUniSaveTokens": "turbo-and-normal",
     "LLaDAUniLoadTokens": None,
+    **token_workflows.HELP,
     **decoder_workflows.HELP,
 }
 
@@ -295,6 +297,10 @@ def saved_tokens() -> list[Column]:
     model, tokens = loader(), Box("LLaDAUniLoadTokens", {"file": "tokens/llada_00001_.safetensors"})
     decode = Box("LLaDAUniDecode", {"model": model, "tokens": tokens})
     return [Column([model, tokens]), Column([decode]), Column([Box("SaveImage", {"images": decode})])]
+
+
+# Node -> the workflow of its help page where that is not a shipped one.
+UNSHIPPED = {"LLaDAUniLoadTokens": saved_tokens, **token_workflows.UNSHIPPED}
 
 
 def build() -> dict[str, Workflow]:
@@ -316,7 +322,7 @@ def help_pictures(workflows: dict[str, Workflow]) -> dict[Path, Image.Image]:
     """The picture of each node's help page, by path."""
     found = {}
     for kind, name in HELP.items():
-        shown = workflows[name] if name else Workflow("saved-tokens", saved_tokens(), everything())
+        shown = workflows[name] if name else Workflow("help", UNSHIPPED[kind](), everything())
         found[ROOT / "web" / "docs" / f"{kind}.png"] = draw_help(shown, kind)
     return found
 

@@ -41,6 +41,11 @@ SHORT = {
     "LLaDAUniJoinTokens": "Join",
     "LLaDAUniSaveTokens": "Keep",
     "LLaDAUniLoadTokens": "Tokens",
+    "LLaDAUniVary": "Vary",
+    "LLaDAUniPadTokens": "Pad",
+    "LLaDAUniCropTokens": "Crop",
+    "LLaDAUniPasteTokens": "Paste",
+    "LLaDAUniPreviewTokens": "Grid",
     "LLaDAUniDecoderModel": "Decoder",
     "LLaDAUniConditioning": "Tokens",
     "LLaDAUniDecoderGuidance": "Guide",
@@ -68,6 +73,7 @@ PICTURES = (
     "SaveImage",
     "PreviewImage",
     "LLaDAUniDecode",
+    "LLaDAUniPreviewTokens",
     "VAEDecode",
     "ImageScale",
     "ImageCompositeMasked",
@@ -187,12 +193,15 @@ def _card(pen: ImageDraw.ImageDraw, box: Box, frame: Frame, name: str, font, mar
 
 
 def _show(picture: Image.Image, shown: list[Image.Image], frame: Frame) -> None:
-    """Pictures one above the other."""
+    """Pictures one above the other; four and more in two columns."""
     left, top, right, bottom = frame
-    height = (bottom - top) // len(shown)
+    columns = 2 if len(shown) > 3 else 1
+    width, height = (right - left) // columns, (bottom - top) // -(-len(shown) // columns)
+    gap = SCALE if len(shown) > 1 else 0
     for number, one in enumerate(shown):
-        small = ImageOps.contain(one, (right - left, height - (SCALE if len(shown) > 1 else 0)))
-        x, y = (left + right - small.width) // 2, top + number * height + (height - small.height) // 2
+        row, column = divmod(number, columns)
+        small = ImageOps.contain(one, (width - (gap if columns > 1 else 0), height - gap))
+        x, y = left + column * width + (width - small.width) // 2, top + row * height + (height - small.height) // 2
         picture.paste(small, (x, y))
 
 

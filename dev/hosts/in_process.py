@@ -60,7 +60,8 @@ class InProcessHost:
         done: dict[str, list[tuple]] = {}
         for node in _ordered(graph):
             kind = graph[node]["class_type"]
-            calls = [call for call in _calls(graph[node]["inputs"], done) if not _blocked(call)]
+            whole = kind != "PreviewAny" and bool(getattr(self.node_class(kind), "INPUT_IS_LIST", False))
+            calls = [call for call in _calls(graph[node]["inputs"], done, whole) if not _blocked(call)]
             if not calls:
                 done[node] = []
                 continue
@@ -110,11 +111,15 @@ def _is_link(value: Any) -> bool:
 
 
 def _blocked(inputs: dict) -> bool:
-    return any(type(value).__name__ == "ExecutionBlocker" for value in inputs.values())
+    each = (item for value in inputs.values() for item in (value if isinstance(value, list) else [value]))
+    return any(type(item).__name__ == "ExecutionBlocker" for item in each)
 
 
-def _calls(inputs: dict, done: dict[str, list[tuple]]) -> list[dict]:
-    """The arguments of each time a node runs: the longest list of an input decides, shorter ones repeat their last."""
+def _calls(inputs: dict, done: dict[str, list[tuple]], whole: bool) -> list[dict]:
+    """The arguments of each time a node runs: the longest list of an input decides, shorter ones repeat their last.
+
+    whole: the node takes lists, and runs once.
+    """
     series: dict[str, list] = {}
     for name, value in inputs.items():
         if _is_link(value):
@@ -123,5 +128,7 @@ def _calls(inputs: dict, done: dict[str, list[tuple]]) -> list[dict]:
             series[name] = [item for r in results for item in (r if isinstance(r, _Many) else [r])]
         else:
             series[name] = [value]
+    if whole:
+        return [] if [] in series.values() else [series]
     length = 0 if [] in series.values() else max(map(len, series.values()), default=1)
     return [{name: values[min(i, len(values) - 1)] for name, values in series.items()} for i in range(length)]

@@ -45,6 +45,9 @@ PROMPTS = {
     "thinking-text-to-image": "a small green square on the left, a large purple triangle on the right and a small "
     "orange star at the bottom",
     "edit": "make the circle yellow",
+    "edit-a-part": "make the circle yellow",
+    "outpaint": "a large black circle to the left of a small orange square on a purple background",
+    "four-variations": _drawn(_PAIR),
     "edit-two-references": "put the star of the second image into the first",
     "image-qa": "Describe the picture.",
     "sprint-side-by-side": _drawn(_PAIR),
@@ -62,6 +65,9 @@ SHOWN = {
     "text-to-image": [_PAIR],
     "thinking-text-to-image": [_TRIO],
     "edit": [_YELLOW],
+    "edit-a-part": [_YELLOW],
+    "outpaint": [replace(FIRST, grid=(8, 8))],
+    "four-variations": [_PAIR] * 4,
     "edit-two-references": [FIRST.with_things((*FIRST.things, *SECOND.things))],
     "image-qa": [],
     "sprint-side-by-side": [_PAIR, _PAIR],
@@ -83,7 +89,12 @@ SAID = {
     "story": "First, the diamond is on the left.\n\n[image 1]\n\nThen, the diamond is in the centre.\n\n[image 2]\n\n"
     "At last, the diamond is on the right.\n\n[image 3]\n\nThe end.",
 }
-_ASKED = {"LLaDAUniSample": "prompt", "LLaDAUniInterleave": "instruction", "LLaDAUniImageQA": "question"}
+_ASKED = {
+    "LLaDAUniSample": "prompt",
+    "LLaDAUniVary": "prompt",
+    "LLaDAUniInterleave": "instruction",
+    "LLaDAUniImageQA": "question",
+}
 
 
 def for_miniature(workflow: str, graph: dict) -> dict:
@@ -102,13 +113,15 @@ def for_miniature(workflow: str, graph: dict) -> dict:
         if kind == "LLaDAUniLoader":
             inputs["checkpoint"] = CHECKPOINT
         elif kind == "LoadImage":
-            inputs["image"] = MASKED if workflow == "edit-in-a-mask" else next(pictures)
+            inputs["image"] = MASKED if workflow in ("edit-in-a-mask", "edit-a-part") else next(pictures)
         elif kind == "LoraLoaderModelOnly":
             inputs["lora_name"] = LORA
         elif kind == "KSampler" and workflow in ENLARGED and inputs["denoise"] < 1:
             inputs["denoise"] = 0.05  # the miniature has seen pictures of one size alone
         elif kind == "LLaDAUniSample":
             inputs |= {"width": SIDE, "height": SIDE}
+        elif kind == "LLaDAUniPadTokens":
+            inputs |= {"left": 0, "top": 32, "right": 0, "bottom": 32}  # to a picture as large as it knows
         if kind in _ASKED:
             inputs[_ASKED[kind]] = PROMPTS[workflow]
     return graph
