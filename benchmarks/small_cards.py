@@ -13,7 +13,6 @@ system takes them back when others need the memory. The largest VmRSS, with thos
 """
 
 import argparse
-import json
 import re
 import signal
 import subprocess
@@ -28,9 +27,7 @@ from pathlib import Path
 import torch
 
 from dev.hosts.server import ComfyServer, Run, find_comfyui
-from llada_core.backbone.config import BackboneConfig
-from llada_core.backbone.keys import open_backbone
-from llada_core.checkpoint.layout import Layout
+from llada_core.engine import LLaDAUni
 from llada_core.options import WEIGHTS
 
 from .fullsize import released, tiny
@@ -149,16 +146,19 @@ def timed(server: ComfyServer, graph: dict) -> float:
 
 
 def opened(folder: Path, device: torch.device) -> dict[str, object]:
-    """How long the backbone takes from its files to the device, and the share of experts that masks are sent to."""
+    """How long the parts of a picture take from their files to the device, and where the router sends masks."""
     figures = Figures()
-    config = BackboneConfig.from_dict(json.loads((folder / "config.json").read_text()))
     for which in ("first", "second"):
         began = time.perf_counter()
-        component = open_backbone(Layout.open(folder).backbone_files(), config)
-        backbone = component.load(component.dtype, device=device)
-        figures[f"the backbone to the device, {which} time, s"] = time.perf_counter() - began
-    figures["experts that 64 masks are sent to, share"] = share_of_experts(backbone, masks=64)
-    del backbone
+        model = LLaDAUni(folder)
+        figures[f"opening the folder, {which} time, s"] = time.perf_counter() - began
+        for part in ("backbone", "sigvq", "decoder-turbo", "vae"):
+            start, component = time.perf_counter(), model.components[part]
+            loaded = component.load(component.dtype, device=device)
+            figures[f"{part} to the device, {which} time, s"] = time.perf_counter() - start
+            if part == "backbone" and which == "second":
+                figures["experts that 64 masks are sent to, share"] = share_of_experts(loaded, masks=64)
+            del loaded
     torch.cuda.empty_cache()
     return figures
 
@@ -188,7 +188,8 @@ def measure(comfyui: Path, folder: Path, free: float | None, arguments: argparse
                 lines = MOVED.findall(server.log[marker:])
                 figures[f"{label}brought in the second, GB"] = sum(float(now) for _, now, _ in lines)
                 figures[f"{label}brought at each use, GB"] = sum(float(away) for _, _, away in lines)
-                if not quick and not arguments.pictures:
+                asked = arguments.questions is None or free in arguments.questions
+                if not quick and not arguments.pictures and asked:
                     figures[f"{label}question, s"] = timed(server, question(weights, 8 if small else 128))
                     figures[f"{label}edit, tokens alone, s"] = timed(
                         server, edit(weights, side * side // 4 if small else 0)
@@ -218,6 +219,8 @@ def main() -> None:
     parser.add_argument("--free", type=float, nargs="*", default=[24, 16, 12, 8], help="GiB, a server each")
     parser.add_argument("--option", action="append", default=[], help="more options for ComfyUI")
     parser.add_argument("--weights", default="as stored", help="as the loader offers: 8-bit, 4-bit")
+    parser.add_argument("--opening", action="store_true", help="before that, how long the parts take to the device")
+    parser.add_argument("--questions", type=float, nargs="*", help="only at these amounts a question and an edit")
     parser.add_argument("--pictures", action="store_true", help="no question and no edit")
     parser.add_argument("--quick", action="store_true", help="as --pictures, and the first one small")
     parser.add_argument("--logs", type=Path, help="a folder that takes what the servers log")
@@ -244,7 +247,8 @@ def main() -> None:
             else:
                 write_folder(folder, released(), Vision(), device, arguments.files)
             figures["writing the folder, s"] = time.perf_counter() - began
-        figures |= opened(folder, device)
+        if arguments.opening:
+            figures |= opened(folder, device)
         figures["folder, GB"] = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e9
         for free in [None] if arguments.tiny else arguments.free:
             figures |= measure(comfyui, folder, free, arguments)

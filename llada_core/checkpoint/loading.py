@@ -21,7 +21,7 @@ from .reading import Stretch, read
 from .weights import DOWNLOAD, OnRead, PickledTensors, Slot, TensorFiles, companions, entry_numel, file_dtype
 
 CHUNK = 8 * 2**20  # bytes of a large tensor that are read at a time
-CHUNK_FOR_GPU = 32 * 2**20  # the same where a GPU converts them, or they go to one
+CHUNK_FOR_GPU = 32 * 2**20  # bytes of files that a GPU converts at a time, and of experts that go to one together
 # Path of a safetensors file -> its tensors by key, each a slice of a map of that file.
 Mapped = Callable[[Path], Mapping[str, torch.Tensor]]
 
@@ -267,9 +267,11 @@ def _chunks(stored: Format, wanted: Format, shape: Shape, chunk: int) -> Iterato
     if not shape:
         yield 0, 1
         return
-    step = shape[0]
-    if len(shape) > 2 or (isinstance(stored, Dense) and isinstance(wanted, Dense)):
-        step = max(1, chunk // max(stored.bytes((1, *shape[1:])), 1))
+    step, both_dense = shape[0], isinstance(stored, Dense) and isinstance(wanted, Dense)
+    if len(shape) > 2 or both_dense:
+        # What is only sent goes in small parts, as many as there are threads that read.
+        size = CHUNK if both_dense or _alike(stored, wanted, shape) else chunk
+        step = max(1, size // max(stored.bytes((1, *shape[1:])), 1))
     for start in range(0, shape[0], step):
         yield start, min(start + step, shape[0])
 

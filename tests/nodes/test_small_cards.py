@@ -25,11 +25,12 @@ MANY = {"num_experts": 64, "num_experts_per_tok": 2, "n_group": 4, "topk_group":
 
 def test_the_program_runs(comfyui, tmp_path):
     file = tmp_path / "figures.json"
-    command = [sys.executable, "-m", "benchmarks.small_cards", "--tiny", "--json", str(file)]
+    command = [sys.executable, "-m", "benchmarks.small_cards", "--tiny", "--opening", "--json", str(file)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     figures = json.loads(file.read_text())["figures"]
     assert figures["second picture, s"] > 0
+    assert 0 < figures["experts that 64 masks are sent to, share"] <= 1
     assert figures["question, s"] > 0
     assert figures["edit, tokens alone, s"] > 0
     assert figures["with mapped file pages, GB"] >= figures["server's main memory, GB"] > 0
