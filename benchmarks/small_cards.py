@@ -68,23 +68,28 @@ def drawing(weights: str, side: int, seed: int) -> dict:
     }
 
 
-def question(weights: str, tokens: int) -> dict:
+def picture(side: int) -> dict:
+    """A picture of one colour: what is seen does not change how long it takes."""
+    return node("EmptyImage", width=side, height=side, batch_size=1, color=0x4060A0)
+
+
+def question(weights: str, side: int, tokens: int) -> dict:
     """A question about a picture."""
     asked = {"question": "What is shown?", "steps": 32, "max_new_tokens": tokens, "seed": 1}
     return {
         "load": loader(weights),
-        "image": node("LoadImage", image="example.png"),
+        "image": picture(side),
         "answer": node("LLaDAUniImageQA", model=["load", 0], image=["image", 0], **asked),
         "show": node("PreviewAny", source=["answer", 0]),
     }
 
 
-def edit(weights: str, pixels: int) -> dict:
+def edit(weights: str, side: int, pixels: int) -> dict:
     """An edit of a picture, in tokens: what follows is the decoder, as in `drawing`."""
     sample = {"width": 1024, "height": 1024, "steps": 8, "guidance": 4.0, "seed": 5, "thinking": False}
     return {
         "load": loader(weights),
-        "image": node("LoadImage", image="example.png"),
+        "image": picture(side),
         "encode": node(
             "LLaDAUniEncode", model=["load", 0], image=["image", 0], purpose="edit", fit="cover", pixels=pixels
         ),
@@ -174,8 +179,6 @@ def measure(comfyui: Path, folder: Path, free: float | None, arguments: argparse
         models.mkdir(parents=True)
         (models / NAME).symlink_to(folder.resolve(), target_is_directory=True)
         with ComfyServer(comfyui, Path(base), tuple(arguments.option)) as server:
-            picture = next((Path(base) / "input").glob("*.png"))
-            picture.rename(picture.with_name("example.png"))
             memory = Memory(server.pid)
             memory.start()
             try:
@@ -190,9 +193,9 @@ def measure(comfyui: Path, folder: Path, free: float | None, arguments: argparse
                 figures[f"{label}brought at each use, GB"] = sum(float(away) for _, _, away in lines)
                 asked = arguments.questions is None or free in arguments.questions
                 if not quick and not arguments.pictures and asked:
-                    figures[f"{label}question, s"] = timed(server, question(weights, 8 if small else 128))
+                    figures[f"{label}question, s"] = timed(server, question(weights, side, 8 if small else 128))
                     figures[f"{label}edit, tokens alone, s"] = timed(
-                        server, edit(weights, side * side // 4 if small else 0)
+                        server, edit(weights, side, side * side // 4 if small else 0)
                     )
             finally:
                 memory.stop()
