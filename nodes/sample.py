@@ -187,8 +187,15 @@ class Sample(io.ComfyNode):
         model, size = run["model"], run["batch_size"]
         check_count("batch_size", size, 1, MAX_BATCH)
         choice = run["sampling"] or SamplingChoice()
-        count = size if choice.sampling.temperature > 0 else 1
+        chance = choice.sampling.temperature > 0
+        count = size if chance else 1
         reporter = host.Reporter(cls.hidden, model)
+        keys = [host.key_of({name: run[name] for name in run if name not in ("model", "seed")}) for run in runs]
+        known = [] if chance else [found for key in keys if (found := model.recent.get(key)) is not None]
+        if len(known) == len(runs):
+            log.info("LLaDA-Uni sample: as drawn before: at temperature 0 the seed changes nothing")
+            reporter.finish("As drawn before: at temperature 0 the seed changes nothing.")
+            return known
         asked = [(one, index) for one in runs for index in range(count)]
         drawn = model.generate(
             [one["prompt"] for one, _ in asked],
@@ -209,10 +216,14 @@ class Sample(io.ComfyNode):
         log.info("LLaDA-Uni sample: %s.%s", usage, equal)
         reporter.finish(f"{usage}{'.' if equal else ''}{equal}")
         each = [drawn[at : at + count] for at in range(0, len(drawn), count)]
-        return [
+        results = [
             (join([one.tokens for one in made] * (size // count)), "\n\n".join(one.thinking for one in made))
             for made in each
         ]
+        if not chance:
+            for key, result in zip(keys, results, strict=True):
+                model.recent.keep(key, result)
+        return results
 
 
 def _options(run: dict[str, Any]) -> tuple:

@@ -11,7 +11,6 @@ import torch
 from comfy_api.latest import io
 
 from ..llada_core.checks import check_kind
-from ..llada_core.engine import LLaDAUni
 from ..llada_core.errors import InputError, shown
 from ..llada_core.image_tokens import ImageTokens
 from ..llada_core.options import Sprint
@@ -31,7 +30,7 @@ class Socket(NamedTuple):
 
 
 SOCKETS = {
-    Model.io_type: Socket(LLaDAUni, "a checkpoint", "Connect Load LLaDA-Uni."),
+    Model.io_type: Socket(host.HostedModel, "a checkpoint", "Connect Load LLaDA-Uni."),
     Tokens.io_type: Socket(
         ImageTokens, "image tokens", "Connect SigLIP-VQ Encode, Diffusion-LLM Sample or Load Image Tokens."
     ),

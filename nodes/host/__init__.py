@@ -15,6 +15,7 @@ from .folders import (
 from .links import can_link
 from .model import HostedModel, open_checkpoint
 from .progress import Reporter, blocked, say
+from .recent import key_of
 from .zimage import zimage_missing
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "checkpoint_fingerprint",
     "checkpoint_names",
     "checkpoint_path",
+    "key_of",
     "next_token_file",
     "open_checkpoint",
     "say",

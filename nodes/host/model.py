@@ -1,6 +1,7 @@
 """What Load LLaDA-Uni gives: the engine's model as the host's cache and memory management want to see one."""
 
 import weakref
+from pathlib import Path
 
 from comfy.model_patcher import ModelPatcher
 
@@ -9,6 +10,7 @@ from ...llada_core.engine import ATTENTION_KINDS, PRECISIONS, LLaDAUni
 from ...llada_core.options import WEIGHTS
 from .component_manager import HostComponentManager
 from .folders import checkpoint_fingerprint, checkpoint_path
+from .recent import Recent
 
 
 class HostedModel(LLaDAUni):
@@ -17,9 +19,16 @@ class HostedModel(LLaDAUni):
     Args:
         folder, attention: as LLaDAUni takes them.
         manager: who holds the parts; several models may share one.
+
+    Attributes:
+        recent: what nodes drew of late in which chance had no part.
     """
 
     manager: HostComponentManager
+
+    def __init__(self, folder: Path, manager: HostComponentManager, attention: str):
+        super().__init__(folder, manager, attention)
+        self.recent = Recent()
 
     def is_dynamic(self) -> bool:
         """True: what is loaded of it is the host's own to unload, so dropping it from a cache under pressure frees

@@ -78,6 +78,54 @@ def test_runs_whose_options_differ_are_calls_of_their_own(in_process_host, drawi
     assert len(tokens) == 3
 
 
+def test_at_temperature_0_another_seed_draws_nothing_again(in_process_host, drawing, monkeypatch, caplog):
+    loaded = in_process_host.run({name: drawing()[name] for name in ("load", "options")})
+    model, options = loaded["load"][0][0], loaded["options"][0][0]
+    calls = []
+    generate = type(model).generate
+    monkeypatch.setattr(
+        type(model), "generate", lambda self, *given, **named: calls.append(given[0]) or generate(self, *given, **named)
+    )
+    nodes = in_process_host.node_class("LLaDAUniSample")
+
+    def draw(prompt="a fox", **changes):
+        inputs = {"width": 64, "height": 64, "steps": 2, "guidance": 2.0, "seed": 1, "thinking": False} | changes
+        before = len(calls)
+        tokens, _ = nodes.execute(model=[model], prompt=[prompt], **{name: [of] for name, of in inputs.items()}).args
+        return tokens[0], len(calls) > before
+
+    first, drew = draw()
+    assert drew
+    with caplog.at_level("INFO"):
+        again, drew = draw(seed=2)
+    assert not drew
+    assert torch.equal(again.grids[0], first.grids[0])
+    assert "at temperature 0 the seed changes nothing" in caplog.text
+    start, mask = first, torch.ones(1, 8, 8)
+    for changes in (
+        {"prompt": "an owl"},
+        {"steps": 3},
+        {"height": 96},
+        {"batch_size": 2},
+        {"tokens": start, "mask": mask},
+    ):
+        assert draw(**changes)[1]
+        assert not draw(**changes, seed=3)[1]
+    darker = mask.clone()
+    darker[:, :4] = 0
+    assert draw(tokens=start, mask=darker)[1]
+    assert draw(sampling=options)[1]
+    assert draw(sampling=options)[1], "chance has a part in it: the host decides"
+
+
+def test_only_some_results_are_kept(in_process_host, drawing):
+    recent = in_process_host.run({"load": drawing()["load"]})["load"][0][0].recent
+    for at in range(100):
+        recent.keep(("key", at), at + 1)
+    assert recent.get(("key", 99)) == 100
+    assert recent.get(("key", 0)) is None
+
+
 def test_answers_one_by_one_are_one_call(in_process_host, graphs, monkeypatch):
     graph = graphs.draw(side=64)
     graph["batch"] = graphs.node("ImageBatch", image1=["decode", 0], image2=["decode", 0])
