@@ -72,35 +72,33 @@ def _together(model: LLaDAUni, works: Sequence[Work]) -> list[Result]:
 
 
 def _generations(model: LLaDAUni, works: Sequence[Work], references: Sequence[ImageTokens | None]) -> list[Generation]:
-    return [
-        model.generate(
-            work.request.text,
-            *(work.request.size or (1024, 1024)),
-            references=reference,
-            thinking=work.request.kind == "think",
-            sampling=work.request.sampling,
-            guidance=work.request.guidance,
-            sprint=work.request.sprint,
-            seed=work.request.seed,
-        )
-        for work, reference in zip(works, references, strict=True)
-    ]
+    alike = works[0].request  # its size and options are those of all
+    return model.generate(
+        [work.request.text for work in works],
+        *(alike.size or (1024, 1024)),
+        references=list(references),
+        thinking=alike.kind == "think",
+        sampling=alike.sampling,
+        guidance=alike.guidance,
+        sprint=alike.sprint,
+        seed=[work.request.seed for work in works],
+    )
 
 
 def _answers(model: LLaDAUni, works: Sequence[Work], images: Sequence[ImageTokens | None]) -> list[Result]:
-    found = []
-    for work, shown in zip(works, images, strict=True):
-        asked = work.request
-        answer = model.answer(
-            asked.text,
-            shown,
-            max_new_tokens=asked.max_new_tokens,
-            sampling=asked.sampling,
-            sprint=asked.sprint,
-            seed=asked.seed,
-        )
-        found.append(Result(asked.id, asked.kind, answer=answer.text, usage=answer.usage))
-    return found
+    alike = works[0].request
+    answers = model.answer(
+        [work.request.text for work in works],
+        list(images),
+        max_new_tokens=alike.max_new_tokens,
+        sampling=alike.sampling,
+        sprint=alike.sprint,
+        seed=[work.request.seed for work in works],
+    )
+    return [
+        Result(work.request.id, alike.kind, answer=answer.text, usage=answer.usage)
+        for work, answer in zip(works, answers, strict=True)
+    ]
 
 
 def _picture(model: LLaDAUni, work: Work, tokens: ImageTokens) -> bytes:

@@ -54,6 +54,27 @@ def test_drawn_together_is_drawn_alone(model, drawn):
         assert np.array_equal(pixels(result.picture), (alone * 255).round().to(torch.uint8).numpy())
 
 
+def test_a_batch_is_one_call(model, drawn, monkeypatch):
+    calls, generate, answer = [], LLaDAUni.generate, LLaDAUni.answer
+
+    def generating(self, texts, *given, **named):
+        calls.append(texts)
+        return generate(self, texts, *given, **named)
+
+    def answering(self, texts, *given, **named):
+        calls.append(texts)
+        return answer(self, texts, *given, **named)
+
+    monkeypatch.setattr(LLaDAUni, "generate", generating)
+    monkeypatch.setattr(LLaDAUni, "answer", answering)
+    run(model, [work("draw", f"d{i}", prompt=text, seed=i, decoding=None) for i, text in enumerate(TEXTS)])
+    asked = ["What colour is the circle?", "Describe the picture."]
+    found = run(model, [work("ask", f"a{i}", [drawn[0].tokens], question=text) for i, text in enumerate(asked)])
+    assert calls == [list(TEXTS), asked]
+    alone = [model.answer(text, drawn[0].tokens).text for text in asked]
+    assert [result.answer for result in found] == alone
+
+
 def test_every_kind(model, drawn, shown):
     thought, edited, asked, decoded = (
         run(model, [one])[0]
