@@ -76,7 +76,7 @@ def _generations(model: LLaDAUni, works: Sequence[Work], references: Sequence[Im
     return model.generate(
         [work.request.text for work in works],
         *(alike.size or (1024, 1024)),
-        references=list(references),
+        references=references,
         thinking=alike.kind == "think",
         sampling=alike.sampling,
         guidance=alike.guidance,
@@ -89,7 +89,7 @@ def _answers(model: LLaDAUni, works: Sequence[Work], images: Sequence[ImageToken
     alike = works[0].request
     answers = model.answer(
         [work.request.text for work in works],
-        list(images),
+        images,
         max_new_tokens=alike.max_new_tokens,
         sampling=alike.sampling,
         sprint=alike.sprint,
