@@ -1,6 +1,6 @@
 """What LLaDAUni does with its backbone: draw, edit, vary, answer, tell a story."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,15 +47,15 @@ class BackboneTasks:
         height: int | list[int] = 1024,
         width: int | list[int] = 1024,
         *,
-        references: ImageTokens | Sequence[ImageTokens | None] | None = None,
+        references: ImageTokens | list[ImageTokens] | None = None,
         thinking: bool = False,
         sampling: Sampling | None = None,
         guidance: Guidance | None = None,
         sprint: Sprint | None = None,
         seed: int | list[int] = 0,
         progress: ProgressCallback | None = None,
-        tokens: ImageTokens | Sequence[ImageTokens | None] | None = None,
-        mask: torch.Tensor | Sequence[torch.Tensor | None] | None = None,
+        tokens: ImageTokens | list[ImageTokens] | None = None,
+        mask: torch.Tensor | list[torch.Tensor] | None = None,
     ) -> Any:
         """Draw an image, edit references, or draw a part anew; several at once where an input is a list.
 
@@ -139,7 +139,7 @@ class BackboneTasks:
     def answer(
         self,
         question: str | list[str],
-        images: ImageTokens | Sequence[ImageTokens | None] | None = None,
+        images: ImageTokens | list[ImageTokens] | None = None,
         *,
         max_new_tokens: int = 2048,
         sampling: Sampling | None = None,

@@ -92,7 +92,55 @@ def joined(address: str | None, pretend: tuple[int | None, int | None] = (None, 
         ray.shutdown()
 
 
-def run_batches(batches: Sequence[Sequence[Request]], plan: Plan, settings: Settings, send: bool) -> Iterator[Result]:
+class Pass:
+    """Batches through a pool of workers.
+
+    Args:
+        rows: a batch each.
+    """
+
+    def __init__(self, rows: list[dict[str, Any]], plan: Plan, settings: Settings):
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_options.preserve_order = False
+        self._attempts = ray.remote(num_cpus=0)(Attempts).remote()
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).flat_map(
+            _worker(settings, self._attempts),
+            compute=ray.data.ActorPoolStrategy(size=min(plan.workers, len(rows)), max_tasks_in_flight_per_actor=1),
+            num_cpus=plan.cpus,
+            num_gpus=plan.gpus,
+        )
+        # Without prefetching: it would hold each batch of results back until the next is there.
+        self._done = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+
+    def take(self) -> list[dict[str, Any]] | None:
+        """The next rows of results, as they come; None after the last."""
+        table = next(self._done, None)
+        return None if table is None else table.to_pylist()
+
+    def again(self) -> int:
+        """How often a batch was begun again, because its worker had ended."""
+        return ray.get(self._attempts.again.remote())
+
+
+class RemotePass:
+    """A Pass in an actor of the cluster: Ray Data does not run in a program at the far end of ray://."""
+
+    def __init__(self, rows: list[dict[str, Any]], plan: Plan, settings: Settings):
+        self._actor = ray.remote(num_cpus=0)(Pass).remote(rows, plan, settings)
+
+    def take(self) -> list[dict[str, Any]] | None:
+        """As Pass."""
+        return ray.get(self._actor.take.remote())
+
+    def again(self) -> int:
+        """As Pass."""
+        return ray.get(self._actor.again.remote())
+
+
+def run_batches(
+    batches: Sequence[Sequence[Request]], plan: Plan, settings: Settings, address: str | None
+) -> Iterator[Result]:
     """Results as they come, in no order; every request has exactly one.
 
     A worker that ends is started again and given its batch again. A batch that ends its worker twice is taken apart,
@@ -100,53 +148,49 @@ def run_batches(batches: Sequence[Sequence[Request]], plan: Plan, settings: Sett
 
     Args:
         batches: of requests that are alike.
-        send: whether the workers may be on machines that do not see the requests' files.
+        address: of the cluster that was joined; its machines may not see the requests' files.
 
     Raises:
         Stopped: no worker can open the checkpoint, or Ray itself fails.
     """
     waiting = {request.id: request for batch in batches for request in batch}
-    yield from _one_pass(batches, plan, settings, send, waiting)
+    yield from _one_pass(batches, plan, settings, address, waiting)
     if waiting:
         log.warning("%d requests ended their worker, or stood beside one that did; now one by one", len(waiting))
-        yield from _one_pass([[request] for request in waiting.values()], plan, settings, send, waiting)
+        yield from _one_pass([[request] for request in waiting.values()], plan, settings, address, waiting)
     for request in waiting.values():
         text = "its worker ended each time that it was run: killed, or out of memory, or a fault below Python"
         yield Result(request.id, request.kind, error=text)
 
 
 def _one_pass(
-    batches: Sequence[Sequence[Request]], plan: Plan, settings: Settings, send: bool, waiting: dict[str, Request]
+    batches: Sequence[Sequence[Request]],
+    plan: Plan,
+    settings: Settings,
+    address: str | None,
+    waiting: dict[str, Request],
 ) -> Iterator[Result]:
     """Each batch once; what has a result leaves `waiting`, so that what Ray may compute anew counts once."""
     rows = []
     for number, batch in enumerate(batches):
-        row, gone = pack(str(number), batch, send)
+        row, gone = pack(str(number), batch, send=address is not None)
         rows += [row] if len(gone) < len(batch) else []
         for result in gone:
             del waiting[result.id]
             yield result
     if not rows:
         return
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = False
-    attempts = ray.remote(num_cpus=0)(Attempts).remote()
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).flat_map(
-        _worker(settings, attempts),
-        compute=ray.data.ActorPoolStrategy(size=min(plan.workers, len(rows)), max_tasks_in_flight_per_actor=1),
-        num_cpus=plan.cpus,
-        num_gpus=plan.gpus,
-    )
     try:
-        for row in dataset.iter_rows():
-            if row["fault"]:
-                raise Stopped(row["fault"])
-            result = unpack_result(row)
-            if waiting.pop(result.id, None) is not None:
-                yield result
-        again = ray.get(attempts.again.remote())
-    except ray.exceptions.RayError as error:
+        running = (RemotePass if (address or "").startswith("ray://") else Pass)(rows, plan, settings)
+        while (done := running.take()) is not None:
+            for row in done:
+                if row["fault"]:
+                    raise Stopped(row["fault"])
+                result = unpack_result(row)
+                if waiting.pop(result.id, None) is not None:
+                    yield result
+        again = running.again()
+    except (ray.exceptions.RayError, ConnectionError) as error:
         raise Stopped(f"Ray: {error}") from error
     if again:
         log.warning("a worker ended in the middle of a batch, and the batch was run again: %d times", again)

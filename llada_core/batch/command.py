@@ -91,7 +91,7 @@ def _run(given, cluster, output: Output, left: dict[str, Request], counts: Count
         settings = cluster.Settings(str(checkpoint), placed.device, given.precision, given.weights, parts)
         began = time.monotonic()
         bar(0.0, "loading")
-        results = cluster.run_batches(works, placed, settings, given.address is not None)
+        results = cluster.run_batches(works, placed, settings, given.address)
         for done, result in enumerate(results, 1):
             output.add(left[result.id], result)
             counts[(result.kind, "error" if result.error else "ok")] += 1

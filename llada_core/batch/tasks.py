@@ -5,6 +5,8 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from ..engine import Generation, LLaDAUni
 from ..errors import InputError
 from ..image_tokens import ImageTokens, join
 from .requests import TOKEN_FILE, Request, read_picture
-from .rows import Result, Source, Work
+from .rows import Result, Work
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +78,7 @@ def _generations(model: LLaDAUni, works: Sequence[Work], references: Sequence[Im
     return model.generate(
         [work.request.text for work in works],
         *(alike.size or (1024, 1024)),
-        references=references,
+        references=[one for one in references if one is not None] or None,
         thinking=alike.kind == "think",
         sampling=alike.sampling,
         guidance=alike.guidance,
@@ -89,7 +91,7 @@ def _answers(model: LLaDAUni, works: Sequence[Work], images: Sequence[ImageToken
     alike = works[0].request
     answers = model.answer(
         [work.request.text for work in works],
-        images,
+        [one for one in images if one is not None] or None,
         max_new_tokens=alike.max_new_tokens,
         sampling=alike.sampling,
         sprint=alike.sprint,
@@ -113,17 +115,17 @@ def _picture(model: LLaDAUni, work: Work, tokens: ImageTokens) -> bytes:
 
 def _images(model: LLaDAUni, works: Sequence[Work], purpose: str) -> list[ImageTokens | None]:
     """The images of each request in a row, or None where it has none. Each is sized as if it were alone."""
-    return [
-        join([_tokens(model, source, purpose) for source in work.sources]) if work.sources else None for work in works
-    ]
+    sources = [source for work in works for source in work.sources]
+    pictures = [_opened(source) for source in sources if not isinstance(source, ImageTokens)]
+    encoded = iter(model.encode(pictures, purpose=purpose) if pictures else ())
+    tokens = iter([source if isinstance(source, ImageTokens) else next(encoded) for source in sources])
+    return [join(list(islice(tokens, len(work.sources)))) if work.sources else None for work in works]
 
 
-def _tokens(model: LLaDAUni, source: Source, purpose: str) -> ImageTokens:
-    if isinstance(source, ImageTokens):
-        return source
-    name = "a picture" if isinstance(source, bytes) else source.name
-    pixels = read_picture(io.BytesIO(source) if isinstance(source, bytes) else source, name, _pixels)
-    return model.encode(torch.from_numpy(pixels)[None], purpose=purpose)
+def _opened(source: Path | bytes) -> torch.Tensor:
+    """A picture as the engine takes it: float32 [1, height, width, 3 or 4] in 0...1."""
+    file, name = (source, source.name) if isinstance(source, Path) else (io.BytesIO(source), "a picture")
+    return torch.from_numpy(read_picture(file, name, _pixels))[None]
 
 
 def _pixels(picture: Image.Image) -> np.ndarray:

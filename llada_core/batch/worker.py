@@ -52,8 +52,9 @@ class Worker:
         try:
             self._model = open_model(settings)
         except Exception as error:  # what keeps a worker from starting is no request's fault: it stops the run
-            log.exception("the worker cannot start")
-            self._fault = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            known = isinstance(error, InputError)
+            self._fault = str(error) if known else f"{type(error).__name__}: {error}"
+            log.error("this worker cannot start: %s", self._fault, exc_info=None if known else error)
 
     def __call__(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The results of a batch's row. None at all where the batch has ended its worker too often."""

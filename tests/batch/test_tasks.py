@@ -98,6 +98,22 @@ def test_every_kind(model, drawn, shown):
     assert (decoded.tokens, decoded.usage) == (None, None)
 
 
+def test_references_and_pictures_together(model, drawn, shown):
+    asked = [
+        work("ask", f"a{i}", [source], question="Describe it.") for i, source in enumerate((shown, drawn[1].tokens))
+    ]
+    edits = [
+        work("edit", f"e{i}", [shown, drawn[0].tokens], prompt=f"make the circle {colour}", decoding=None)
+        for i, colour in enumerate(("red", "green"))
+    ]
+    for works in (asked, edits):
+        together, alone = run(model, works), [run(model, [one])[0] for one in works]
+        for one, other in zip(together, alone, strict=True):
+            assert (one.id, one.error, one.answer) == (other.id, "", other.answer)
+            assert one.tokens is other.tokens is None or torch.equal(one.tokens.grids[0], other.tokens.grids[0])
+    assert run(model, asked)[0].answer != run(model, asked)[1].answer
+
+
 def test_an_error_is_that_requests_alone(model, drawn, caplog):
     other = ImageTokens((torch.zeros(2, 2, dtype=torch.int64),), 7)
     works = [
