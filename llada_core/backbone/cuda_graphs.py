@@ -201,7 +201,7 @@ class CUDAGraphRunner:
                 self._capture(fixed).replay()  # some allocators take a graph's memory only now
             else:
                 self._warm_up(fixed)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:  # Triton's launcher raises the latter
             fixed.graph = None
             log.warning("rounds go on without CUDA graphs (%s: %s)", type(error).__name__, str(error))
             return False

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from ..quantization.launch import capability
+from ..quantization.start import start
 from .config import BackboneConfig
 
 # Pairs beyond which torch's sort is faster than comparing each with each.
@@ -158,7 +159,9 @@ def route(
     weights = torch.empty(tokens, top, dtype=torch.float32, device=x.device)
     if not tokens:
         return chosen, weights
-    logits_kernel[triton.cdiv(tokens, block_t), triton.cdiv(experts, block_e), splits](
+    start(
+        logits_kernel,
+        (triton.cdiv(tokens, block_t), triton.cdiv(experts, block_e), splits),
         x,
         weight,
         logits,
@@ -173,7 +176,9 @@ def route(
         PRECISION="tf32x3" if capability(x.device) >= (8, 0) and x.dtype != torch.float32 else "ieee",
         num_warps=4,
     )
-    choose_kernel[(tokens,)](
+    start(
+        choose_kernel,
+        (tokens,),
         logits,
         bias,
         chosen,
@@ -204,7 +209,7 @@ def sort(chosen: torch.Tensor, experts: int) -> tuple[torch.Tensor, torch.Tensor
     order = torch.empty(pairs, dtype=torch.int32, device=chosen.device)
     ends = torch.empty(experts, dtype=torch.int32, device=chosen.device)
     grid = (triton.cdiv(pairs, SORTED) + triton.cdiv(experts, SORTED),)
-    sort_kernel[grid](chosen, order, ends, pairs, experts, BLOCK=SORTED, CHUNK=512, num_warps=4)
+    start(sort_kernel, grid, chosen, order, ends, pairs, experts, BLOCK=SORTED, CHUNK=512, num_warps=4)
     return order, ends
 
 
@@ -217,7 +222,16 @@ def combine(pairs: torch.Tensor, weights: torch.Tensor, added: torch.Tensor | No
     dtype = torch.float32 if added is None else added.dtype
     out = torch.empty(tokens, width, dtype=dtype, device=pairs.device)
     block = 1024
-    combine_kernel[(tokens, triton.cdiv(width, block))](
-        pairs, weights, out if added is None else added, out, width, TOP=top, ADDED=added is not None, BLOCK=block
+    start(
+        combine_kernel,
+        (tokens, triton.cdiv(width, block)),
+        pairs,
+        weights,
+        out if added is None else added,
+        out,
+        width,
+        TOP=top,
+        ADDED=added is not None,
+        BLOCK=block,
     )
     return out

@@ -5,6 +5,7 @@ import triton
 
 from . import kernels
 from .formats import Dense, Format, FP8Block, Int4, Int8, Stored
+from .start import start
 from .tiles import Tile, choose_tile, fit
 
 
@@ -73,7 +74,9 @@ def product(
     part = min(form.part_rows or features, features) if isinstance(form, FP8Block) else features
     grid = (triton.cdiv(features, tile.features) * experts, tile.split)
     if pairs:
-        kernels.grouped_kernel[grid](
+        start(
+            kernels.grouped_kernel,
+            grid,
             x,
             nothing if gather is None else gather,
             first["weight"],
@@ -130,8 +133,16 @@ def group_sums(x: torch.Tensor, group_size: int) -> torch.Tensor:
 
 def _sum_groups(x: torch.Tensor, group_size: int, sums: torch.Tensor) -> None:
     groups, block = sums.shape[1], 8
-    kernels.sums_kernel[(len(x), triton.cdiv(groups, block))](
-        x, sums, x.shape[1], groups, GROUP=group_size, BLOCK=block, num_warps=1
+    start(
+        kernels.sums_kernel,
+        (len(x), triton.cdiv(groups, block)),
+        x,
+        sums,
+        x.shape[1],
+        groups,
+        GROUP=group_size,
+        BLOCK=block,
+        num_warps=1,
     )
 
 

@@ -1,7 +1,11 @@
 """CUDA graphs where there is CUDA: the same tokens as kernel by kernel, memory given back, failures survived."""
 
+import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +15,8 @@ from llada_core.backbone.cuda_graphs import CUDAGraphRunner, GraphStore
 from llada_core.backbone.experts import Experts, Router
 from llada_core.options import Guidance, Sampling, Sprint
 from llada_core.quantization import grouped
-from llada_core.quantization.formats import Int8
+from llada_core.quantization.choices import quantizable
+from llada_core.quantization.formats import Int4, Int8
 from llada_core.quantization.grouped import can_group
 from llada_core.quantization.modules import QuantizedLinear, apply_formats
 from llada_core.sampling.batch import Sample
@@ -19,6 +24,7 @@ from llada_core.sampling.block_diffusion import GenerationConfig, Output, genera
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
+ROOT = Path(__file__).parents[2]
 MASK, IMAGES, VOCABULARY = 95, 96, 160
 COUNT = 150
 SPRINT = Sprint(text_keep_ratio=0.4, image_keep_ratio=0.6, threshold=0.9)
@@ -96,6 +102,30 @@ def test_attention_in_parts_equals_the_whole(dtype, rows):
     expected = attention_kernels.eager(q.float(), k.float(), v.float(), bias.float())
     found = attention_kernels.in_parts(q, k, v, bias)
     assert torch.allclose(found.float(), expected, atol=2e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+@pytest.mark.parametrize("form", [Int8(), Int4()], ids=lambda form: form.name)
+def test_graphs_of_quantized_layers(form, backbone):
+    built = backbone(torch.bfloat16)
+    dense = {name: weight.detach().clone() for name, weight in built.named_parameters()}
+    layers = quantizable("backbone", built)
+    apply_formats(built, lambda name, shape: form if f"{name}.weight" in layers else None)
+    for name in layers:
+        layer = built.get_submodule(name.removesuffix(".weight"))
+        for suffix, tensor in form.quantize(dense[name]).items():
+            getattr(layer, suffix).data = tensor
+    found, count = run(built, [50, 90])
+    assert count == 2
+    assert found == run(built, [50, 90], capture=False)[0]
+
+
+def test_graphs_under_the_allocator_that_comfyui_chooses():
+    """What it allocates in a capture has no memory yet, and Triton takes its address for one on the CPU."""
+    setting = "backend:cudaMallocAsync"
+    environment = os.environ | {"PYTORCH_CUDA_ALLOC_CONF": setting, "PYTORCH_ALLOC_CONF": setting}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "fill or quantized"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
 def test_each_type_takes_its_product(backbone):

@@ -38,7 +38,7 @@ options = host_modules.of_pack("llada_core.options")
 graphs = host_modules.of_pack("llada_core.backbone.cuda_graphs")
 captured = []
 capture = graphs.CUDAGraphRunner._capture
-graphs.CUDAGraphRunner._capture = lambda self, fixed: captured.append(fixed.extent) or capture(self, fixed)
+graphs.CUDAGraphRunner._capture = lambda self, fixed: captured.append(id(fixed)) or capture(self, fixed)
 
 said: list[str] = []
 listener = logging.Handler()
