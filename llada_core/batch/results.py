@@ -112,7 +112,7 @@ class Output:
             if result.error:
                 record["error"] = result.error
             record["usage"] = result.usage and asdict(result.usage)
-            record |= {"seconds": result.seconds, "request": request.digest}
+            record |= {"seconds": result.seconds, "worker": result.worker, "request": request.digest}
             self._append(json.dumps(record, ensure_ascii=False) + "\n")
         except (OSError, InputError) as error:
             raise InputError("output", f"{result.id}, not written ({error})", "room for it", _ROOM) from error

@@ -33,7 +33,7 @@ def records(folder: Path) -> list[dict]:
 def test_a_result_is_a_line_and_its_files(tmp_path):
     with Output(tmp_path / "new" / "out") as output:
         assert output.begin([request("a")], []) == [request("a")]
-        output.add(request("a"), result("a", thinking="a plan", seconds=1.5))
+        output.add(request("a"), result("a", thinking="a plan", seconds=1.5, worker="here:1"))
     (record,) = records(tmp_path / "new" / "out")
     assert record == {
         "id": "a",
@@ -44,6 +44,7 @@ def test_a_result_is_a_line_and_its_files(tmp_path):
         "thinking": "a plan",
         "usage": {"tokens": 4, "rounds": 2, "seconds": 0.5},
         "seconds": 1.5,
+        "worker": "here:1",
         "request": request("a").digest,
     }
     folder = tmp_path / "new" / "out"

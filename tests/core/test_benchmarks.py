@@ -113,3 +113,21 @@ def test_decoder_pictures(run):
     assert figures["decoder-turbo, float32: right, %"] == 100
     near = {form: float(figures[f"decoder-turbo, {form}: distance"]) for form in ("bfloat16", "int8 weights")}
     assert 0 < near["bfloat16"] < near["int8 weights"] < 0.02
+
+
+def test_offline_shows_where_workers_would_go():
+    """The program itself starts Ray; tests/batch/test_on_ray.py does as much."""
+    command = [sys.executable, "-m", "benchmarks.offline", "--placement"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "8 GPU: 8 workers, 1 GPU and 1 CPU each: GPU 0, GPU 1, GPU 2, GPU 3, GPU 4, GPU 5, GPU 6, GPU 7" in done.stdout
+    )
+
+
+def test_offline_counts_speed_from_the_first_results_on():
+    from benchmarks.offline import Run, prompts
+
+    assert Run(times=[10.0, 10.1, 20.0, 30.0, 40.0]).speed == pytest.approx(60 * 3 / 30)
+    assert Run(times=[10.0]).speed == 0
+    assert len(set(prompts(100))) == 100
