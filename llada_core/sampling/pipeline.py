@@ -141,16 +141,22 @@ class Pipeline:
             for image, (output, usage) in zip(images, found, strict=True)
         ]
 
-    def certainty(self, image: Image, guidance: Guidance) -> torch.Tensor:
-        """How sure the model is of each token of an image that is all given, float32 [height, width]."""
+    def certainty(self, image: Image, guidance: Guidance) -> tuple[torch.Tensor, Usage]:
+        """How sure the model is of each token of an image that is all given, float32 [height, width]; what it took."""
         branches = guided_branches(image.prompts, guidance)
         sizes = f"an image of {image.height} x {image.width} tokens"
         self.check_room(branches, image.height * image.width, sizes)
         low, high = self.vocabulary.image_offset, self.vocabulary.vocab_size
         config = replace(self._config(1, low, high, guidance=guidance), sprint=None)
         samples = [Sample(branches, image.given or [])] * 2
-        found = self._with_backbone(samples, config, lambda runner, batch: certainty(runner, batch, config))
-        return found.view(image.height, image.width)
+
+        def work(runner: CachedRunner, batch: Batch) -> tuple[torch.Tensor, Usage]:
+            began = time.perf_counter()
+            found = certainty(runner, batch, config)
+            return found, Usage(0, len(batch.starts), time.perf_counter() - began)
+
+        found, usage = self._with_backbone(samples, config, work)
+        return found.view(image.height, image.width), usage
 
     def write(
         self, texts: Sequence[Text], steps: int, stops: frozenset[int], stage: str, keep_prefix: bool = False

@@ -171,13 +171,15 @@ def vary(
     """
     words = pipeline.vocabulary
     scales = guidance or (for_editing(None) if one.references is not None else Guidance())
-    certainty = None
+    certainty, looked = None, Usage(0, 0, 0.0)
     if least_certain:
         whole = replace(one, cells=torch.zeros(one.size, dtype=torch.bool))
-        certainty = pipeline.certainty(Image(one.prompts(words), *one.size, one.seed, whole.given(words)), scales)
+        image = Image(one.prompts(words), *one.size, one.seed, whole.given(words))
+        certainty, usage = pipeline.certainty(image, scales)
+        looked = replace(usage, seconds=usage.seconds / count)  # once for all of them
     seeds = [one.seed + index for index in range(count)]
     each = [replace(one, seed=seed, cells=cells_to_vary(*one.size, strength, seed, certainty)) for seed in seeds]
-    return [Generation(drawn.tokens, "", drawn.usage) for drawn in _draw(pipeline, each, scales)]
+    return [Generation(drawn.tokens, "", looked + drawn.usage) for drawn in _draw(pipeline, each, scales)]
 
 
 def answer(pipeline: Pipeline, asked: Sequence[dict[str, Any]], most: int) -> list[Answer]:

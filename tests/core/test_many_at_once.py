@@ -247,6 +247,14 @@ def test_variations_draw_a_share_and_keep_the_rest(least_certain, references, mo
         assert not ((changed[0] | changed[1] | changed[2]).sum() > 12), "all draw the same cells"
 
 
+def test_looking_for_the_least_certain_is_counted(model):
+    """One cell, one round; and before it a round for each of the blocks that 48 tokens lie in, two or three."""
+    (plain,) = model.vary(grid(6, 8), "a fox", 0.0, sampling=Sampling(steps=1))
+    (looked,) = model.vary(grid(6, 8), "a fox", 0.0, sampling=Sampling(steps=1), least_certain=True)
+    assert plain.usage.rounds == 1
+    assert looked.usage.rounds in (3, 4)
+
+
 def test_certainty_is_the_probability_of_a_token_where_it_alone_of_its_half_could_be_seen(tiny, oracle):
     """Against the oracle's network: the whole sequence, each block half masked, everything before it as it is."""
     from llada_core.sampling.batch import Sample
