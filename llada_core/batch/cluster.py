@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,10 @@ class Pass:
         """How often a batch was begun again, because its worker had ended."""
         return ray.get(self._attempts.again.remote())
 
+    def close(self) -> None:
+        """End it before its end. Otherwise Ray Data would go on, and start another Ray once this one is left."""
+        self._done.close()
+
 
 class RemotePass:
     """A Pass in an actor of the cluster: Ray Data does not run in a program at the far end of ray://."""
@@ -136,6 +140,10 @@ class RemotePass:
     def again(self) -> int:
         """As Pass."""
         return ray.get(self._actor.again.remote())
+
+    def close(self) -> None:
+        """As Pass."""
+        ray.kill(self._actor)
 
 
 def run_batches(
@@ -181,15 +189,15 @@ def _one_pass(
     if not rows:
         return
     try:
-        running = (RemotePass if (address or "").startswith("ray://") else Pass)(rows, plan, settings)
-        while (done := running.take()) is not None:
-            for row in done:
-                if row["fault"]:
-                    raise Stopped(row["fault"])
-                result = unpack_result(row)
-                if waiting.pop(result.id, None) is not None:
-                    yield result
-        again = running.again()
+        with closing((RemotePass if (address or "").startswith("ray://") else Pass)(rows, plan, settings)) as running:
+            while (done := running.take()) is not None:
+                for row in done:
+                    if row["fault"]:
+                        raise Stopped(row["fault"])
+                    result = unpack_result(row)
+                    if waiting.pop(result.id, None) is not None:
+                        yield result
+            again = running.again()
     except (ray.exceptions.RayError, ConnectionError) as error:
         raise Stopped(f"Ray: {error}") from error
     if again:

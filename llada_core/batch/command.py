@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from ..bar import Bar
@@ -91,12 +92,12 @@ def _run(given, cluster, output: Output, left: dict[str, Request], counts: Count
         settings = cluster.Settings(str(checkpoint), placed.device, given.precision, given.weights, parts)
         began = time.monotonic()
         bar(0.0, "loading")
-        results = cluster.run_batches(works, placed, settings, given.address)
-        for done, result in enumerate(results, 1):
-            output.add(left[result.id], result)
-            counts[(result.kind, "error" if result.error else "ok")] += 1
-            speed = 60 * done / (time.monotonic() - began)
-            bar(done / len(left), f"{done} of {len(left)}, {speed:.3g} a minute")
+        with closing(cluster.run_batches(works, placed, settings, given.address)) as results:
+            for done, result in enumerate(results, 1):
+                output.add(left[result.id], result)
+                counts[(result.kind, "error" if result.error else "ok")] += 1
+                speed = 60 * done / (time.monotonic() - began)
+                bar(done / len(left), f"{done} of {len(left)}, {speed:.3g} a minute")
 
 
 def _told(wrong: Sequence[Wrong], right: int) -> int:

@@ -21,6 +21,7 @@ class StandIn:
     """A pass whose workers are ended by poison; the first results of all come twice, as after a lost object."""
 
     seen: ClassVar[list] = []
+    closed: ClassVar[list] = []
 
     def __init__(self, rows, plan, settings):
         self.batches = [[work["request"] for work in json.loads(row["works"])] for row in rows]
@@ -36,11 +37,15 @@ class StandIn:
     def again(self):
         return 1
 
+    def close(self):
+        self.closed.append(len(self.left))
+
 
 @pytest.fixture
 def stand_in(monkeypatch):
     monkeypatch.setattr(cluster, "Pass", StandIn)
     StandIn.seen.clear()
+    StandIn.closed.clear()
     return StandIn.seen
 
 
@@ -51,6 +56,14 @@ def test_a_request_that_ends_its_workers_takes_nobody_with_it(stand_in, caplog):
     assert "ended each time" in results[-1].error
     assert stand_in == [[["r0", "r1", "r2"], ["r3", "r4", "r5"], ["r6", "r7", "r8"]], [["r3"], ["r4"], ["r5"]]]
     assert "run again: 1 times" in caplog.text
+
+
+def test_who_stops_taking_results_ends_the_pass(stand_in):
+    results = cluster.run_batches(BATCHES, PLAN, SETTINGS, None)
+    next(results)
+    assert StandIn.closed == []
+    results.close()
+    assert StandIn.closed == [2], "with two of its batches not taken"
 
 
 @pytest.mark.parametrize("how", ["fault", "Ray", "connection"])
