@@ -47,7 +47,7 @@ def text_to_image() -> list[Column]:
         "of the same picture, and only Decode runs."
     )
     return [
-        start(model, text),
+        start("text-to-image", model, text),
         Column([sample], "What to draw", GREEN),
         Column([decode, save], "Tokens to pixels, and the result", BLUE),
     ]
@@ -67,7 +67,7 @@ def thinking_text_to_image() -> list[Column]:
         "**thinking_length** in Sampling Options limits the plan, **thinking_steps** the rounds for each block of it."
     )
     return [
-        start(model, text, options),
+        start("thinking-text-to-image", model, text, options),
         Column([sample], "What to draw", GREEN),
         Column([plan], "The plan", GREY),
         Column([decode, save], "Tokens to pixels, and the result", BLUE),
@@ -90,7 +90,7 @@ def edit() -> list[Column]:
         "Guidance 4 is right for edits. If too little changes, raise it."
     )
     return [
-        start(model, text),
+        start("edit", model, text),
         Column([picture, encode], "Picture to change, to tokens", PURPLE),
         Column([sample], "What to change", GREEN),
         Column([decode, save], "Tokens to pixels, and the result", BLUE),
@@ -117,7 +117,7 @@ def edit_two_references() -> list[Column]:
         "again."
     )
     return [
-        start(model, text, options),
+        start("edit-two-references", model, text, options),
         Column([pictures[0], encodes[0], pictures[1], encodes[1]], "Pictures, to tokens", PURPLE),
         Column([join, sample], "In a row, and what to make of them", GREEN),
         Column([decode, save], "Tokens to pixels, and the result", BLUE),
@@ -138,7 +138,7 @@ def image_qa() -> list[Column]:
         "This needs no decoder: a checkpoint without those folders is enough."
     )
     return [
-        start(model, text),
+        start("image-qa", model, text),
         Column([picture], "Picture", PURPLE),
         Column([ask], "Question", GREEN),
         Column([answer], "Answer", BLUE),
@@ -163,7 +163,7 @@ def sprint_side_by_side() -> list[Column]:
         "**Change the prompt in both** Sample nodes. Both Decode nodes have the same seed."
     )
     return [
-        start(model, text, options),
+        start("sprint-side-by-side", model, text, options),
         Column([plain, decodes[0]], "The prompt, plainly", GREEN),
         Column([fast, decodes[1]], "The same with SPRINT", PURPLE),
         Column(saves, "Compare", BLUE),
@@ -190,7 +190,7 @@ def turbo_and_normal() -> list[Column]:
         "The tokens are also saved, a few kB. Load Image Tokens brings them back without sampling again."
     )
     return [
-        start(model, text),
+        start("turbo-and-normal", model, text),
         Column([sample], "What to draw", GREEN),
         Column([*decodes, keep], "Tokens to pixels, and to a file", PURPLE),
         Column(saves, "Compare", BLUE),
@@ -211,7 +211,7 @@ def story() -> list[Column]:
         "The model chooses the size of each picture itself."
     )
     return [
-        start(model, text),
+        start("story", model, text),
         Column([tell], "What to tell", GREEN),
         Column([words], "The story", GREY),
         Column([decode, save], "Tokens to pixels, and its pictures", BLUE),

@@ -75,7 +75,7 @@ def with_ksampler() -> list[Column]:
     names = ("turbo", "normal")
     saves = [saved(picture, f"ksampler-{name}", name.capitalize()) for picture, name in zip(drawn, names, strict=True)]
     return [
-        start(model, text, turbo, normal),
+        start("decoder-with-ksampler", model, text, turbo, normal),
         Column([sample, given], "What to draw", GREEN),
         Column([guided, levels, euler, fast, fine], "Turbo's sampler above, normal's below", PURPLE),
         Column([drawn[0], saves[0], drawn[1], saves[1]], "Compare", BLUE),
@@ -101,7 +101,7 @@ def keeps_the_photo() -> list[Column]:
         "The photo is cut and scaled to the size of the edited picture, as SigLIP-VQ Encode has done for its tokens."
     )
     return [
-        start(model, text, picture),
+        start("edit-keeps-the-photo", model, text, picture),
         Column([encode, sample, given], "What to change", GREEN),
         Column([normal, guided, photo, start_from, draw], "Start from the photo", PURPLE),
         Column([result, saved(result, "keeps-the-photo")], "Result", BLUE),
@@ -133,7 +133,7 @@ def in_a_mask() -> list[Column]:
         "The prompt may speak of the whole picture; what it changes elsewhere is left out."
     )
     return [
-        start(model, text, picture),
+        start("edit-in-a-mask", model, text, picture),
         Column([encode, sample, given], "What to change", GREEN),
         Column([turbo, photo, as_image, cut, mask, start_from, masked], "Photo and mask at its size", PURPLE),
         Column([draw, drawn, result, saved(result, "in-a-mask")], "Draw in the mask", BLUE),
@@ -161,7 +161,7 @@ def larger() -> list[Column]:
         "**denoise** of the second sampler: more draws more detail and strays further from the tokens."
     )
     return [
-        start(model, text, turbo),
+        start("larger", model, text, turbo),
         Column([sample, given], "What to draw", GREEN),
         Column([first, twice, near, second], "Draw, enlarge, refine", PURPLE),
         Column([result, saved(result, "larger")], "Result", BLUE),
@@ -185,7 +185,7 @@ def with_lora() -> list[Column]:
         "Files with the names of diffusers, of Z-Image's release and of kohya's trainer are read."
     )
     return [
-        start(model, text, turbo, lora),
+        start("with-lora", model, text, turbo, lora),
         Column([sample, given], "What to draw", GREEN),
         Column([draw], "Draw", PURPLE),
         Column([result, saved(result, "with-lora")], "Result", BLUE),

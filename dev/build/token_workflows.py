@@ -22,7 +22,7 @@ def edit_a_part() -> list[Column]:
         "The decoder draws all pixels from tokens, so fine detail elsewhere may differ from the photo."
     )
     return [
-        start(model, text),
+        start("edit-a-part", model, text),
         Column([picture, encode], "Picture and mask, to tokens", PURPLE),
         Column([sample], "What to draw there", GREEN),
         Column([decode, save], "Tokens to pixels, and the result", BLUE),
@@ -49,7 +49,7 @@ def outpaint() -> list[Column]:
         "The decoder was trained on pictures of about 1024x1024 pixels; much larger ones lose detail."
     )
     return [
-        start(model, text),
+        start("outpaint", model, text),
         Column([picture, encode, pad], "Picture to tokens, and room around it", PURPLE),
         Column([sample], "What lies there", GREEN),
         Column([decode, save], "Tokens to pixels, and the result", BLUE),
@@ -72,7 +72,7 @@ def four_variations() -> list[Column]:
         "**Write the same prompt in both.** Another seed gives other variations; the picture is kept."
     )
     return [
-        start(model, text),
+        start("four-variations", model, text),
         Column([sample], "What to draw", GREEN),
         Column([vary, grid, shown], "Variations, and their tokens", GREY),
         Column([decode, save], "Tokens to pixels, and the results", BLUE),

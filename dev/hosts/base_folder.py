@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from dev.miniature.world import render
 
-from .scenes import FIRST, LORA, MASK, MASKED, PICTURES
+from .scenes import FIRST, LORA, MASK, MASKED, PAINTED, PICTURES, TRIED, tried_files
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = ROOT / "tests" / "goldens" / "alpha" / "checkpoint"  # random weights, odd sizes: for exact tests
@@ -42,14 +42,25 @@ def make_base(base: Path) -> Path:
         shutil.copytree(CHECKPOINT, target)
     for name, scene in PICTURES.items():
         render(scene).save(base / "input" / name)
-    masked = render(FIRST).convert("RGBA")
-    alpha = Image.new("L", masked.size, 255)
-    alpha.paste(0, MASK)
-    masked.putalpha(alpha)
-    masked.save(base / "input" / MASKED)
+    masked(render(FIRST), MASK).save(base / "input" / MASKED)
+    for name, tried in TRIED.items():
+        for file, scene in zip(tried_files(name), tried.pictures, strict=True):
+            picture = render(scene)
+            if name in PAINTED:  # over its upper half, where what changes lies
+                picture = masked(picture, (0, 0, picture.width, picture.height // 2))
+            picture.save(base / "input" / file)
     (base / "models" / "loras").mkdir(exist_ok=True)
     save_file(random_lora(), base / "models" / "loras" / LORA)
     return base
+
+
+def masked(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """A picture with a part transparent, as the host's mask editor leaves it; box: left, top, right, bottom."""
+    alpha = Image.new("L", picture.size, 255)
+    alpha.paste(0, box)
+    painted = picture.convert("RGBA")
+    painted.putalpha(alpha)
+    return painted
 
 
 def random_lora() -> dict[str, torch.Tensor]:

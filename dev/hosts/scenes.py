@@ -1,7 +1,7 @@
 """The shipped graphs for the miniature: prompts, pictures and sizes of its own world, and what has to come out."""
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from dev.miniature.texts import description, name
 from dev.miniature.world import Scene, Thing
@@ -16,6 +16,7 @@ SECOND = Scene((Thing("star", "yellow", "small", "above"),), "green")
 PICTURES = {"example.png": FIRST, "example-2.png": SECOND}  # in the host's input folder
 # The first with its left half painted over: transparent, as the host's mask editor leaves it.
 MASKED, MASK = "masked.png", (0, 0, 128, 192)  # file, and left, top, right, bottom in pixels
+PAINTED = ("edit-in-a-mask", "edit-a-part")  # workflows that take a picture with a part painted over
 LORA = "random.safetensors"  # in the host's loras folder: small random updates of the miniature's turbo decoder
 ENLARGED = {"larger": 2}  # workflows whose pictures are so many times the size of their scene
 
@@ -89,6 +90,41 @@ SAID = {
     "story": "First, the diamond is on the left.\n\n[image 1]\n\nThen, the diamond is in the centre.\n\n[image 2]\n\n"
     "At last, the diamond is on the right.\n\n[image 3]\n\nThe end.",
 }
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What the note of a workflow that takes pictures proposes for the miniature, and what has to come out.
+
+    Attributes:
+        pictures: what is on them; the first is what the template `miniature` draws.
+        prompt: what to ask.
+        shown: the picture that comes out, if any.
+        said: the text that comes out, if any.
+        drawn: the prompt by which that template draws the second of two pictures.
+    """
+
+    pictures: tuple[Scene, ...]
+    prompt: str
+    shown: Scene | None = None
+    said: str = ""
+    drawn: str = ""
+
+
+_ALONE = Scene((Thing("circle", "green", "small", "left"),), "white")
+TRIED = {
+    "edit": Tried((_PAIR,), "make the blue star yellow", _EDITED),
+    "edit-two-references": Tried(
+        (_PAIR, _ALONE),
+        "put the circle of the second image into the first",
+        _PAIR.with_things((*_ALONE.things, *_PAIR.things)),
+        drawn="a small green circle on the left on a white background",
+    ),
+    "image-qa": Tried((_PAIR,), "Describe the picture.", said=description(_PAIR)),
+    "edit-keeps-the-photo": Tried((_PAIR,), "make the blue star yellow", _EDITED),
+    "edit-in-a-mask": Tried((_PAIR,), "make the blue star yellow", _EDITED),
+    "edit-a-part": Tried((_PAIR,), "make the blue star yellow", _EDITED),
+}
 _ASKED = {
     "LLaDAUniSample": "prompt",
     "LLaDAUniVary": "prompt",
@@ -97,23 +133,25 @@ _ASKED = {
 }
 
 
-def for_miniature(workflow: str, graph: dict) -> dict:
+def for_miniature(workflow: str, graph: dict, tried: bool = False) -> dict:
     """A shipped API graph that asks the miniature for what it knows.
 
     Args:
         workflow: the graph's name.
         graph: node id -> {"class_type", "inputs"}.
+        tried: as the workflow's note proposes it, with the pictures of `TRIED`.
     """
     graph = copy.deepcopy(graph)
     if workflow not in PROMPTS:  # made for it
         return graph
-    pictures = iter(PICTURES)
+    pictures = iter(tried_files(workflow) if tried else (MASKED,) if workflow in PAINTED else PICTURES)
+    prompt = TRIED[workflow].prompt if tried else PROMPTS[workflow]
     for node in graph.values():
         kind, inputs = node["class_type"], node["inputs"]
         if kind == "LLaDAUniLoader":
             inputs["checkpoint"] = CHECKPOINT
         elif kind == "LoadImage":
-            inputs["image"] = MASKED if workflow in ("edit-in-a-mask", "edit-a-part") else next(pictures)
+            inputs["image"] = next(pictures)
         elif kind == "LoraLoaderModelOnly":
             inputs["lora_name"] = LORA
         elif kind == "KSampler" and workflow in ENLARGED and inputs["denoise"] < 1:
@@ -123,5 +161,10 @@ def for_miniature(workflow: str, graph: dict) -> dict:
         elif kind == "LLaDAUniPadTokens":
             inputs |= {"left": 0, "top": 32, "right": 0, "bottom": 32}  # to a picture as large as it knows
         if kind in _ASKED:
-            inputs[_ASKED[kind]] = PROMPTS[workflow]
+            inputs[_ASKED[kind]] = prompt
     return graph
+
+
+def tried_files(workflow: str) -> list[str]:
+    """The files in a host's input folder that hold the pictures of `TRIED`."""
+    return [f"tried-{workflow}-{number}.png" for number in range(1, len(TRIED[workflow].pictures) + 1)]

@@ -9,24 +9,30 @@ from PIL import Image
 
 from dev.hosts.base_folder import GRAPHS, ROOT
 from dev.hosts.results import Shown, of_process, of_server
-from dev.hosts.scenes import CHECKPOINT, ENLARGED, SAID, SHOWN, for_miniature
+from dev.hosts.scenes import CHECKPOINT, ENLARGED, PROMPTS, SAID, SHOWN, TRIED, for_miniature
 from dev.hosts.server import knows_zimage, needs_zimage
 from dev.miniature.checker import look
+from dev.miniature.world import Scene
 from llada_core.conversion.convert import convert
 from llada_core.conversion.options import Conversion
 
 
 def check(name: str, shown: Shown) -> None:
     """Compare saved pictures, by their pixels, and texts with what the workflow was asked."""
+    compare(shown, SHOWN[name], [SAID[name]] if name in SAID else [], ENLARGED.get(name, 1))
+
+
+def compare(shown: Shown, scenes: list[Scene], said: list[str], enlarged: int = 1) -> None:
+    """Compare saved pictures and texts with scenes and texts."""
     pictures, texts = shown
-    assert len(pictures) == len(SHOWN[name])
-    for path, scene in zip(pictures, SHOWN[name], strict=True):
+    assert len(pictures) == len(scenes)
+    for path, scene in zip(pictures, scenes, strict=True):
         picture = Image.open(path)
         rows, columns = scene.grid
-        assert picture.size == (32 * columns * ENLARGED.get(name, 1), 32 * rows * ENLARGED.get(name, 1))
-        found = look(np.asarray(picture.reduce(ENLARGED.get(name, 1))))
+        assert picture.size == (32 * columns * enlarged, 32 * rows * enlarged)
+        found = look(np.asarray(picture.reduce(enlarged)))
         assert (found.things, found.background) == (scene.things, scene.background)
-    assert texts == ([SAID[name]] if name in SAID else [])
+    assert texts == said
 
 
 def test_in_this_process(name, api, miniature_runs):
@@ -41,6 +47,24 @@ def test_in_a_real_comfyui(name, api, comfyui, comfy_server):
         pytest.skip("this ComfyUI does not know Z-Image")
     graph = for_miniature(name, api)
     check(name, of_server(graph, comfy_server.run(graph), comfy_server))
+
+
+@pytest.mark.parametrize("name", sorted(TRIED))
+def test_what_a_note_proposes_for_the_miniature_works(name, comfyui, comfy_server):
+    api = json.loads((GRAPHS / f"{name}.json").read_text())
+    if needs_zimage(api) and not knows_zimage(comfyui):
+        pytest.skip("this ComfyUI does not know Z-Image")
+    tried, graph = TRIED[name], for_miniature(name, api, tried=True)
+    said = [tried.said] if tried.said else []
+    compare(of_server(graph, comfy_server.run(graph), comfy_server), [tried.shown] if tried.shown else [], said)
+
+
+def test_every_note_proposes_a_prompt_that_is_tested(name, graph):
+    """Of the miniature's own workflow the note has more; the prompts in it are tested by its run."""
+    (note,) = [node["widgets_values"][0] for node in graph["nodes"] if node["type"] == "MarkdownNote"]
+    prompt = TRIED[name].prompt if name in TRIED else PROMPTS.get(name)
+    assert prompt is None or note.endswith(f"*{prompt}*")
+    assert (prompt is None) == (name == CHECKPOINT)
 
 
 def in_fewer_bits(graph: dict, base: Path, backbone: str) -> dict:
