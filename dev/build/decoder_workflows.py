@@ -77,7 +77,7 @@ def with_ksampler() -> list[Column]:
     return [
         start("decoder-with-ksampler", model, text, turbo, normal),
         Column([sample, given], "What to draw", GREEN),
-        Column([guided, levels, euler, fast, fine], "Turbo's sampler above, normal's below", PURPLE),
+        Column([guided, levels, euler, fast, fine], "Turbo above, normal below", PURPLE),
         Column([drawn[0], saves[0], drawn[1], saves[1]], "Compare", BLUE),
     ]
 

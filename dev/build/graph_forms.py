@@ -33,13 +33,16 @@ COLOURS = {
 WIDE = ("LLaDAUniSample", "LLaDAUniInterleave", "LLaDAUniImageQA", "SaveImage", "PreviewImage", "PreviewAny")
 WIDTHS = dict.fromkeys(WIDE, 390) | {"MarkdownNote": 340}
 NARROW = 310  # of all others
-HEIGHTS = {"LoadImage": 300, "SaveImage": 430, "PreviewImage": 430, "PreviewAny": 300}  # what shows a picture or text
+BESIDE_THE_MAP = 316  # below the first of a fourth column: the front end's map lies over that corner
+HEIGHTS = {"LoadImage": 300, "SaveImage": 400, "PreviewImage": 400, "PreviewAny": 300}  # what shows a picture or text
 PROMPT_LINE, PROMPT_LETTER, PROMPT_LEAST = 16, 6.6, 56  # pixels of a line and a letter of a prompt; of its box
 ROOM = {  # below or beside the widgets, for what a node shows while it runs: progress, text, preview
     "LLaDAUniSample": 275,
     "LLaDAUniInterleave": 290,
     "LLaDAUniDecode": 285,
     "LLaDAUniImageQA": 60,
+    "LLaDAUniLoader": 12,  # what the newer canvas needs for its line "Show advanced inputs"
+    "LLaDAUniDecoderSchedule": 12,
     "KSampler": 40,
     "SamplerCustom": 40,
 }
@@ -125,9 +128,11 @@ class Workflow:
         x = 0
         for column in self.columns:
             width = max(WIDTHS.get(box.kind, NARROW) for box in column.boxes)
+            last = len(self.columns) > 3 and column is self.columns[-1]
             y = 0
             for box in column.boxes:
-                box.at, box.size = (x, y), (width, self._height(box, width))
+                beside = last and y and column.boxes[0].kind != column.boxes[1].kind
+                box.at, box.size = (x, y), (min(width, BESIDE_THE_MAP) if beside else width, self._height(box, width))
                 y += box.size[1] + GAP_Y
             x += width + GAP_X
 
@@ -294,7 +299,8 @@ class Workflow:
             if column.title:
                 left, top = column.boxes[0].at
                 last = column.boxes[-1]
-                width, height = last.size[0] + 2 * GROUP_EDGE, last.at[1] + last.size[1] - top
+                width = max(box.size[0] for box in column.boxes) + 2 * GROUP_EDGE
+                height = last.at[1] + last.size[1] - top
                 bounding = [left - GROUP_EDGE, top - GROUP_TITLE, width, height + GROUP_TITLE + GROUP_FOOT]
                 shown = {"title": column.title, "bounding": bounding, "color": column.colour}
                 groups.append({"id": len(groups) + 1, **shown, "font_size": 24, "flags": {}})

@@ -50,7 +50,7 @@ def outpaint() -> list[Column]:
     )
     return [
         start("outpaint", model, text),
-        Column([picture, encode, pad], "Picture to tokens, and room around it", PURPLE),
+        Column([picture, encode, pad], "To tokens, with room around", PURPLE),
         Column([sample], "What lies there", GREEN),
         Column([decode, save], "Tokens to pixels, and the result", BLUE),
     ]

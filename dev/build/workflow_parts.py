@@ -38,7 +38,7 @@ def _tried(name: str) -> tuple[str, str]:
         return f"{chosen}, width and height 256, and this prompt:", f"*{PROMPTS[name]}*"
     tried = TRIED[name]
     if len(tried.pictures) == 2:
-        pictures = "as first picture what the template *miniature* drew, as second its drawing of the first sentence here"
-        return f"{chosen}; {pictures}; the second sentence is the prompt:", f"*{tried.drawn}*\n\n*{tried.prompt}*"
+        pictures = "as first picture what the template *miniature* drew, as second its drawing of the first sentence"
+        return f"{chosen}; {pictures} here; the second sentence is the prompt:", f"*{tried.drawn}*\n\n*{tried.prompt}*"
     asked = "question" if name == "image-qa" else "prompt"
     return f"{chosen}, as picture what the template *miniature* drew, and this {asked}:", f"*{tried.prompt}*"

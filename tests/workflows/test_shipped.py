@@ -111,6 +111,11 @@ def test_boxes_lie_apart_and_inside_a_group(graph):
         assert any(g[0] < box[0] and g[1] < box[1] and box[2] < g[2] and box[3] < g[3] for g in groups)
 
 
+def test_titles_of_groups_fit_their_frames(graph):
+    for group in graph["groups"]:
+        assert len(group["title"]) * 11.5 <= group["bounding"][2], group["title"]
+
+
 @pytest.mark.parametrize("path", FROZEN, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_graphs_of_earlier_releases_still_fit(path, schemas):
     """These files are never changed: a rename or a narrower range breaks what people have saved."""
