@@ -11,6 +11,7 @@ import torch
 from .backbone import attention_kernels
 from .backbone.attention_kernels import KINDS as ATTENTION_KINDS
 from .backbone.config import BackboneConfig
+from .backbone.cuda_graphs import SPARE as GRAPH_BYTES
 from .backbone.cuda_graphs import GraphStore
 from .backbone.experts import ExpertBank
 from .backbone.head import Head
@@ -49,6 +50,7 @@ from .vocabulary import Vocabulary
 
 __all__ = [
     "ATTENTION_KINDS",
+    "GRAPH_BYTES",
     "PRECISIONS",
     "Answer",
     "Component",

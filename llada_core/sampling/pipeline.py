@@ -221,7 +221,7 @@ class Pipeline:
         """The samples in parts that fit, each as large as it can be; one sample is a part whether it fits or not."""
         parts: list[list[Sample]] = []
         for sample in samples:
-            if parts and self.fits(_bytes_of([*parts[-1], sample], config)):
+            if parts and self.fits(_bytes_of([*parts[-1], sample], config, self.vocabulary.mask)):
                 parts[-1].append(sample)
             else:
                 parts.append([sample])
@@ -266,7 +266,7 @@ class Pipeline:
         self, samples: list[Sample], config: GenerationConfig, work: Callable[[CachedRunner, Batch], Result]
     ) -> Result:
         """What `work` returns of a runner and a batch, with the backbone placed for them."""
-        placement = self.place(_bytes_of(samples, config))
+        placement = self.place(_bytes_of(samples, config, self.vocabulary.mask))
         module, device, dtype, mask = placement.module, placement.device, placement.dtype, self.vocabulary.mask
         runner, batch = prepare(module, samples, config, mask, device, dtype, self.attend, self._graphs(placement))
         try:
@@ -293,9 +293,13 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed % 2**64)  # batches and stories count up from a seed
 
 
-def _bytes_of(samples: Sequence[Sample], config: GenerationConfig) -> BackboneBytes:
+def _bytes_of(samples: Sequence[Sample], config: GenerationConfig, mask: int) -> BackboneBytes:
     """What a batch takes besides the weights, as a function of the backbone's configuration and the dtype."""
-    length = max(max(map(len, sample.branches)) + len(sample.new) for sample in samples)
+    prompts = [max(map(len, sample.branches)) for sample in samples]
+    length = max(prompt + len(sample.new) for prompt, sample in zip(prompts, samples, strict=True))
+    given = max(
+        prompt + sum(token != mask for token in sample.new) for prompt, sample in zip(prompts, samples, strict=True)
+    )
     return lambda sizes, dtype: working_bytes(
         sizes,
         len(samples[0].branches),
@@ -305,4 +309,5 @@ def _bytes_of(samples: Sequence[Sample], config: GenerationConfig) -> BackboneBy
         sprint=config.sprint is not None,
         samples=len(samples),
         kept=config.keep_prefix or any(sample.prefix is not None for sample in samples),
+        given=given,
     )

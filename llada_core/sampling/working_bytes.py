@@ -19,6 +19,7 @@ def working_bytes(
     sprint: bool = False,
     samples: int = 1,
     kept: bool = False,
+    given: int | None = None,
 ) -> int:
     """Memory that a batch needs besides the weights: the cache, a prompt chunk's activations, rounds and their logits.
 
@@ -31,6 +32,7 @@ def working_bytes(
         sprint: the prefix is gathered into a copy, and finished positions are scored by their logits.
         samples: side by side.
         kept: caches of conditional branches are kept from one generation to the next.
+        given: ids of the longest sample that are there from the start; all of them if it is None.
     """
     rows = branches * samples
     cached = length + block_length + -(length + block_length) % STORED
@@ -38,6 +40,8 @@ def working_bytes(
     cache = of_row * (rows * (2 if sprint else 1) + (samples if kept else 0))
     # What passes through a layer: the last part of a prompt goes along with the first round.
     run = min(length, prefill_positions(rows, block_length) + block_length)
+    if given is not None:
+        run = min(run, given + 2 * block_length)  # rows are padded to whole blocks
     pair = 2 * config.hidden_size + 3 * config.moe_intermediate_size
     token = 2 * config.num_experts_per_tok * pair + 6 * config.hidden_size + 3 * config.intermediate_size
     group = config.num_attention_heads // config.num_key_value_heads

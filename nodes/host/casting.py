@@ -46,6 +46,9 @@ def _brought(
         yield comfy.ops.cast_bias_weight(module, **wanted)
 
 
+_ROWS = 2**14  # of a head that is away, brought at a time: as many as there are image codes
+
+
 class _Cast(nn.Module):
     """What all adopted layers share: on the way to the card their copy in main memory is kept, if there is room.
 
@@ -100,15 +103,29 @@ class CastLinear(_Cast, nn.Linear, _Base):
 class CastHead(_Cast, Head, _Base):
     """The engine's output head with weights that may be away."""
 
+    _sent: torch.Tensor | None = None  # a copy of them that a GPU reads by itself
+
     def forward(self, x: torch.Tensor, low: int = 0, high: int | None = None) -> torch.Tensor:
         """x [..., hidden] -> logits of the ids low <= id < high."""
         if not _away(self):
+            self._sent = None
             return super().forward(x, low, high)
         # The head is hundreds of MB, and a round of an image needs a tenth of it. A patch is of the whole head.
         if self.weight_function or self.weight.device == x.device:
             with _brought(self, x.device, x.dtype) as (weight, _):
                 return F.linear(x, weight[low:high])
-        return F.linear(x, self.weight[low:high].to(device=x.device, dtype=x.dtype))
+        parts = self._to_send(x.device)[low:high].split(_ROWS)
+        logits = [F.linear(x, part.to(device=x.device, dtype=x.dtype, non_blocking=True)) for part in parts]
+        return logits[0] if len(logits) == 1 else torch.cat(logits, -1)
+
+    def _to_send(self, device: torch.device) -> torch.Tensor:
+        """The weight in memory that a GPU reads by itself, where there is room for it."""
+        weight: torch.Tensor = self.weight
+        if device.type != "cuda" or weight.is_pinned():
+            return weight
+        if self._sent is None and _room_to_keep():
+            self._sent = torch.empty_like(weight, pin_memory=True).copy_(weight)
+        return weight if self._sent is None else self._sent
 
     def factor(self, device: torch.device, weight: torch.Tensor | None = None) -> torch.Tensor | None:
         """As Head.factor; None where the host patches the weights on the way, for patches come and go."""

@@ -13,11 +13,11 @@ from comfy.model_patcher import ModelPatcher
 from torch import nn
 
 from ...llada_core.checks import check_choice
-from ...llada_core.engine import PRECISIONS, Component, Format, Placement, WorkingBytes
+from ...llada_core.engine import GRAPH_BYTES, PRECISIONS, Component, Format, Placement, WorkingBytes
 from ...llada_core.options import WEIGHTS
 from .attention import use_hosts_attention
 from .casting import fully_resident, keep_companions, make_castable, move_uncast_parameters
-from .dynamic_vram import Hold, PinnedCopies, file_slices, pages_weights
+from .dynamic_vram import Hold, PinnedCopies, file_slices, make_free, pages_weights
 
 log = logging.getLogger(__name__)
 
@@ -120,10 +120,14 @@ class HostComponentManager:
                     "LLaDA-Uni: %s: %.3g GB stay on the device, %.3g brought now; %.3g brought when used", part, *sizes
                 )
         resident = fully_resident(module, device)
+        if _is_dynamic(patcher):
+            make_free(patcher, working + (GRAPH_BYTES if resident and part == "backbone" else 0))
         if part == "backbone" and not resident:
             self._say("LLaDA-Uni: not all of the backbone stays on the device; layers are brought there in every round")
         for each in self._parts.values():
-            each.look()
+            # Pages keep their addresses: what of a part is on the card shows only while it is held.
+            if each is loaded or not _is_dynamic(each.patcher):
+                each.look()
         return Placement(module.module, device, dtype, resident, loaded.moves, loaded.before_moving)
 
     def could_fit(self, part: str, component: Component, working_bytes: WorkingBytes) -> bool:

@@ -19,7 +19,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
-from .casting import CastEmbedding, castable_layers
+from .casting import CastEmbedding, CastHead, castable_layers
 
 
 def file_slices(path: Path) -> Mapping[str, torch.Tensor]:
@@ -65,14 +65,14 @@ class Hold:
     def take(self, patcher: ModelPatcher, room: int) -> Residency:
         """Bring layers to the card and pin them there, in the order of their addresses, within `room` bytes.
 
-        Embeddings come last: without them on the card, the rows used are sent. Where not all layers find room, the
-        others get none of the host's pages, as fetching them would drive out what is held.
+        Head and embeddings come last: of them the rows used are sent where they are not on the card. Where not all
+        layers find room, the others get none of the host's pages, as fetching them would drive out what is held.
         """
         self.give_back()
         device = patcher.load_device
         prefetch = _host_module("model_prefetch")
         layers: list[Any] = [layer for layer in castable_layers(patcher.model) if hasattr(layer, "_v")]
-        layers.sort(key=lambda layer: (isinstance(layer, CastEmbedding), layer._v[1]))
+        layers.sort(key=lambda layer: (_sends_rows(layer), layer._v[1]))
         total = sum(_size(layer) for layer in layers)
         casts = all(hasattr(comfy.ops, f"{name}_with_vbar") for name in ("cast_modules", "resolve_cast_module"))
         if not casts or not hasattr(prefetch, "cleanup_prefetched_modules"):
@@ -124,11 +124,33 @@ def _size(layer: Any) -> int:
     return layer._v[2]
 
 
+def _sends_rows(layer: Any) -> int:
+    """Whether a layer that is away sends the rows used: an embedding (2) fewer of them than the head (1)."""
+    return 2 if isinstance(layer, CastEmbedding) else int(isinstance(layer, CastHead))
+
+
+def make_free(patcher: ModelPatcher, wanted: int) -> None:
+    """Have pages of other models go, those used longest ago first, until so many bytes are free on the card.
+
+    The host gives up pages as memory is asked for, but by then a capture of a graph, or a library that looks how much
+    is free, has found none.
+    """
+    device = patcher.load_device
+    for loaded in reversed(management.current_loaded_models):
+        short = wanted - management.get_free_memory(device)
+        if short <= 0:
+            return
+        model = loaded.model
+        pages = None if model is None else getattr(model.model, "dynamic_vbars", {}).get(device)
+        if pages is not None and model.model is not patcher.model:
+            pages.free_memory(short)
+
+
 def _fitting(layers: Sequence[Any], room: int) -> int:
     """How many of the first layers fit, with what the others need: one computes while the next is copied."""
     used = [0, *accumulate(_size(layer) for layer in layers)]
     for count in range(len(layers), 0, -1):
-        passing = [_size(layer) for layer in layers[count:] if not isinstance(layer, CastEmbedding)]
+        passing = [_size(layer) for layer in layers[count:] if not _sends_rows(layer)]
         if used[count] + 2 * max(passing, default=0) <= room:
             return count
     return 0

@@ -31,6 +31,7 @@ def most_allocated(work) -> int:
     [
         (WORDY, [100], 64, 32, None),
         (WORDY, [100, 80, 50], 64, 32, None),
+        (WIDE, [40, 30], 600, 32, None),  # most of it is masks, which pass block by block
         (WORDY, [200, 80], 200, 128, None),  # larger blocks hold more logits
         (WORDY, [300, 80], 64, 32, PRUNING),  # and so does scoring
         (WIDE, [1100, 1000], 64, 32, None),  # a prompt's activations and masks
@@ -47,7 +48,13 @@ def test_estimate_covers_what_is_allocated(sizes, lengths, count, block, sprint,
         generate_one(backbone, prompts, count, config)
 
     estimate = working_bytes(
-        backbone.config, len(prompts), max(lengths) + count, torch.float32, block, sprint=sprint is not None
+        backbone.config,
+        len(prompts),
+        max(lengths) + count,
+        torch.float32,
+        block,
+        sprint=sprint is not None,
+        given=max(lengths),
     )
     used = most_allocated(work)
     assert used > 1e6, "nothing was measured"

@@ -116,6 +116,40 @@ def test_what_is_away_has_room_to_pass_through(host, patcher, room, held):
     assert host.pages.watermark == host.pages.limit == end - host.pages.base_addr
 
 
+def test_the_head_is_held_after_all_other_layers(host, patcher):
+    """A round of an image sends a tenth of it where it is away; of an embedding even less."""
+    casting = sys.modules[host.name.replace("dynamic_vram", "casting")]
+    head = patcher.model[1]
+    head.__class__ = casting.CastHead
+    hold = host.module.Hold()
+    for room, held in ((1399, [1, 2, 3, 4]), (999, [2, 3, 4]), (600, [2, 3, 4]), (599, [])):
+        hold.take(patcher, room)
+        assert shown_elsewhere(patcher) == held
+
+
+def test_pages_of_others_go_until_enough_is_free(host, monkeypatch):
+    free, asked = [100], []
+
+    def loaded(name: str, nbytes: int, paged: bool = True):
+        def free_memory(size: int) -> None:
+            asked.append((name, size))
+            free[0] += min(size, nbytes)
+
+        vbars = {CPU: SimpleNamespace(free_memory=free_memory)} if paged else {}
+        return SimpleNamespace(model=SimpleNamespace(model=SimpleNamespace(dynamic_vbars=vbars)))
+
+    own, newer, older = loaded("own", 500), loaded("newer", 500), loaded("older", 300)
+    models = [own, newer, SimpleNamespace(model=None), loaded("not paged", 500, paged=False), older]
+    monkeypatch.setattr(host.module.management, "current_loaded_models", models)
+    monkeypatch.setattr(host.module.management, "get_free_memory", lambda device: free[0])
+    patcher = SimpleNamespace(model=own.model.model, load_device=CPU)
+    host.module.make_free(patcher, 100)
+    assert asked == []
+    host.module.make_free(patcher, 600)
+    assert asked == [("older", 500), ("newer", 200)]
+    assert free == [600]
+
+
 def test_less_memory_than_reckoned_ends_the_hold_early(host, patcher):
     host.pages.room = 900
     found = host.module.Hold().take(patcher, 10**6)
