@@ -58,9 +58,13 @@ def check_tensors(folder: Path, record: Record, on_share: Callable[[float], None
 
 
 def check_samples(
-    old: Mapping[str, Component], new: Mapping[str, Component], files: list[NewFile], record: Record
+    old: Mapping[str, Component],
+    new: Mapping[str, Component],
+    files: list[NewFile],
+    record: Record,
+    device: torch.device | str = "cpu",
 ) -> None:
-    """Compare some weights of the new folder with the old one's, as the engine reads both.
+    """Compare some weights of the new folder with the old one's, as the engine reads both. `device` computes.
 
     They are those of every kind at the beginning, in the middle and at the end of each part. Raises CheckpointError
     where one is further off than it was when it was written.
@@ -74,23 +78,22 @@ def check_samples(
             for weight in {w.name: w for w in (weights[0], weights[len(weights) // 2], weights[-1])}.values():
                 lost, whole = errors.get((part, weight.name), (0.0, 1.0))
                 allowed = 2 * math.sqrt(lost / whole) + 1e-6
-                found = _difference(weight, old[part], new[part])
+                found = _difference(weight, old[part], new[part], torch.device(device))
                 if not found <= allowed:
                     what = f"{weight.name} with a relative error of {found:.3g}"
                     raise CheckpointError(part, what, f"at most {allowed:.3g}", REMEDY)
 
 
-def _difference(weight: Weight, old: Component, new: Component) -> float:
+def _difference(weight: Weight, old: Component, new: Component, device: torch.device) -> float:
     """The relative difference of the first few megabytes of a weight in two folders."""
     dense = Dense(torch.float32)
     shapes, forms = {weight.name: weight.shape}, {weight.name: dense}
-    cpu = torch.device("cpu")
     key = next(key for key, slot in new.slots.items() if slot.name == weight.name)
     lost = whole = 0.0
-    first = next(iter(pieces(new.source, {key: new.slots[key]}, shapes, forms, cpu)))
+    first = next(iter(pieces(new.source, {key: new.slots[key]}, shapes, forms, device)))
     now = first.dense()[1]
     rows = _rows(first.index, weight.shape)
-    for piece in pieces(old.source, _inside(weight, rows), shapes, forms, cpu):
+    for piece in pieces(old.source, _inside(weight, rows), shapes, forms, device):
         before, place = piece.dense()[1], piece.index
         begin, end = _rows(place, weight.shape)
         shared = range(max(begin, rows[0]), min(end, rows[1]))

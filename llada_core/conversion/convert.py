@@ -92,7 +92,7 @@ def convert(
         check_tensors(work, record, lambda share: done.rest(share, "reading back"))
         new_settings = _settings(settings, conversion, {file.part for file in files})
         new_parts = open_parts(Layout.look(work), BackboneConfig.from_dict(new_settings))
-        check_samples(parts, new_parts, files, record)
+        check_samples(parts, new_parts, files, record, device)
         write_text(work / "README.md", card(source.name, target.name, conversion, layout, parts, files, record))
         record.save()
         write_text(work / "config.json", json.dumps(new_settings, indent=2) + "\n")

@@ -138,14 +138,16 @@ class FP8Block(Format):
         matrices = weight.flatten(0, -3) if weight.dim() > 2 else weight[None]
         scales = stored["weight_scale_inv"].view(len(matrices), *stored["weight_scale_inv"].shape[-2:])
         codes = stored["weight"].view(matrices.shape)
-        blocks = self._block_rows(weight.shape[-2])
-        for matrix, scale, code in zip(matrices, scales, codes, strict=True):
-            for row, (start, end) in enumerate(blocks):
-                rows = _finite(matrix[start:end], label)
-                largest = _pad_columns(rows.abs().amax(0), self.block).unflatten(0, (-1, self.block)).amax(-1)
-                scale[row] = (largest / FP8_MAX).clamp_(min=_SMALLEST)
-                scaled = rows / _spread(scale[row], self.block, rows.shape[1])
-                code[start:end] = scaled.clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+        together = max(1, _chunk(weight.device) // (self.block * weight.shape[-1]))  # as many matrices
+        for first in range(0, len(matrices), together):
+            some = slice(first, first + together)
+            for row, (start, end) in enumerate(self._block_rows(weight.shape[-2])):
+                rows = _finite(matrices[some, start:end], label)
+                largest = _pad_columns(rows.abs().amax(-2), self.block).unflatten(-1, (-1, self.block)).amax(-1)
+                scale = (largest / FP8_MAX).clamp_(min=_SMALLEST)
+                scales[some, row] = scale
+                scaled = rows / _spread(scale, self.block, rows.shape[-1])[:, None]
+                codes[some, start:end] = scaled.clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
         return stored
 
     def dequantize(self, stored: Stored, in_features: int, dtype: torch.dtype) -> torch.Tensor:
@@ -360,11 +362,15 @@ def _finite(rows: torch.Tensor, label: str) -> torch.Tensor:
     return rows
 
 
+def _chunk(device: torch.device) -> int:
+    """How many numbers are quantized at a time there."""
+    return CHUNK_A_THREAD * torch.get_num_threads() if device.type == "cpu" else CHUNK_ON_GPU
+
+
 def _chunks(weight: torch.Tensor, label: str):
     """Yield (slice of rows, those rows as float32) of a weight seen as [rows, in], some at a time."""
     rows = weight.reshape(-1, weight.shape[-1])
-    chunk = CHUNK_A_THREAD * torch.get_num_threads() if weight.device.type == "cpu" else CHUNK_ON_GPU
-    step = max(1, chunk // weight.shape[-1])
+    step = max(1, _chunk(weight.device) // weight.shape[-1])
     for start in range(0, len(rows), step):
         yield slice(start, start + step), _finite(rows[start : start + step], label)
 
