@@ -118,10 +118,10 @@ class Bench:
 
     def asked(self, samples: Sequence[Sample], config: GenerationConfig) -> float:
         """Memory that such a batch asks for, GB."""
-        length = max(max(map(len, sample.branches)) + len(sample.new) for sample in samples)
-        rows = len(samples[0].branches)
-        count = len(samples)
-        return working_bytes(self.backbone.config, rows, length, self.dtype, samples=count) / 1e9
+        prompt = max(max(map(len, sample.branches)) for sample in samples)
+        length, rows, count = prompt + len(samples[0].new), len(samples[0].branches), len(samples)
+        asked = working_bytes(self.backbone.config, rows, length, self.dtype, samples=count, given=prompt)
+        return asked / 1e9
 
     def hits(self, tokens: int) -> float:
         """How many experts of a layer a block of each row hits in one pass, the mean over layers; rows of 32."""
