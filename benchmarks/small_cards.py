@@ -112,9 +112,9 @@ class Memory(threading.Thread):
         while not self._over.wait(0.1):
             try:
                 lines = dict(line.split(":", 1) for line in self._status.read_text().splitlines())
-            except (OSError, ValueError):
+                sizes = {name: int(lines[name].split()[0]) / 1e6 for name in ("RssAnon", "RssShmem", "VmRSS")}
+            except (OSError, ValueError, KeyError):  # it has ended
                 return
-            sizes = {name: int(lines[name].split()[0]) / 1e6 for name in ("RssAnon", "RssShmem", "VmRSS")}
             self.own = max(self.own, sizes["RssAnon"] + sizes["RssShmem"])
             self.all = max(self.all, sizes["VmRSS"])
 
