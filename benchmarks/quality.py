@@ -5,9 +5,11 @@ SPRINT with the paper's settings, guidance on against off, the turbo decoder aga
 from the backbone's tokens through the decoder to pixels before `dev.miniature.checker` judges it; the model never
 judges itself. Rounds are the backbone's, a generation; tokens/s are of the backbone alone.
 
-    python -m benchmarks.quality CHECKPOINT [--count 300] [--device cuda] [--markdown FILE] [--json FILE]
+    python -m benchmarks.quality CHECKPOINT [--world signs] [--count 300] [--device cuda] [--markdown FILE]
 
-`--weights 8-bit` or `4-bit` measures the same on layers that are quantized while they are read.
+`--weights 8-bit` or `4-bit` measures the same on layers that are quantized while they are read; `3 bits` and `2 bits`
+on a backbone rounded to so few that it must show: the proof that the instrument can tell. Each row's first figure has
+a confidence interval, by bootstrap over the prompts.
 
 The normal decoder takes 49 rounds of two evaluations a picture, most of the time on a CPU: `--normal 50` has it decode
 only the first 50 pictures, and compares turbo with it on the same ones.
@@ -25,13 +27,15 @@ from dev.miniature.checker import Report, changed_places, look, preserved
 from dev.miniature.examples import Example, example
 from dev.miniature.texts import read_scene, same_answer
 from dev.miniature.world import Scene, Thing, render
+from dev.miniature.worlds import WORLDS
 from llada_core.engine import LLaDAUni
 from llada_core.image_tokens import ImageTokens, join
-from llada_core.options import WEIGHTS, Decoding, Guidance, Sampling, Sprint
-from llada_core.placement import OneDevice
-from llada_core.sampling.pipeline import Usage
+from llada_core.options import Decoding, Guidance, Sampling, Sprint
 
+from . import quality_signs
+from .rounded import WEIGHTS, opened
 from .support import add_json, show
+from .tally import Tally
 
 SPRINT = Sprint()  # the paper's settings are the defaults
 WHOLE = Sprint(image_keep_ratio=1.0)  # the paper's other setting: no position of a picture is hidden
@@ -41,29 +45,8 @@ HASTY = Sampling(steps=2)  # two rounds a block at most, where eight are the def
 ATTRIBUTES = ("shape", "colour", "size", "place")
 
 
-class Tally:
-    """Shares of what was right, by name, and what the sampling took."""
-
-    def __init__(self):
-        self.right: dict[str, list[float]] = {}
-        self.usages: list[Usage] = []
-
-    def add(self, name: str, right: bool | float) -> None:
-        """One more judgement."""
-        self.right.setdefault(name, []).append(float(right))
-
-    def figures(self) -> dict[str, float]:
-        """Per cent by name, then rounds a generation and tokens a second."""
-        shares = {name: 100 * sum(values) / len(values) for name, values in self.right.items()}
-        if self.usages:
-            total = sum(self.usages, Usage(0, 0, 0.0))
-            shares["rounds"] = total.rounds / len(self.usages)
-            shares["tokens/s"] = total.tokens / max(total.seconds, 1e-9)
-        return shares
-
-
 def examples(task: str, count: int, seed: int) -> list[Example]:
-    """ModuleHolder-out examples of a task, always the same ones."""
+    """Held-out examples of a task, always the same ones."""
     rng = random.Random(f"{task} {seed}")
     return [example(rng, "held-out", task) for _ in range(count)]
 
@@ -219,33 +202,49 @@ def measurements(quality: Quality) -> dict[str, Callable[[], Tally]]:
     }
 
 
+def sides(options: argparse.Namespace) -> dict[str, Callable[[], Tally]]:
+    """The rows of the world that the checkpoint has learnt."""
+    model = opened(options.checkpoint, options.device, options.weights)
+    normal = options.count if options.normal is None else options.normal
+    if options.world == "signs":
+        return quality_signs.measurements(
+            quality_signs.Quality(model, options.count, normal, options.seed, options.side)
+        )
+    return measurements(Quality(model, options.count, normal, options.seed))
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--world", choices=WORLDS, default="shapes", help="that the checkpoint has learnt")
     parser.add_argument("--count", type=int, default=300, help="prompts a task (stories: a fifth)")
     parser.add_argument("--normal", type=int, help="pictures for the normal decoder; all by default")
+    parser.add_argument("--side", type=int, default=16, help="prompts that are sampled side by side (signs)")
+    parser.add_argument("--seed", type=int, default=0, help="of the prompts")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--weights", choices=WEIGHTS, default="as stored", help="how the layers lie in memory")
+    parser.add_argument("--weights", choices=WEIGHTS, default="as stored", help="bits that the backbone's weights have")
     parser.add_argument("--only", default="", help="only rows whose names begin so")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there, as the card shows it")
     add_json(parser)
     options = parser.parse_args()
-    model = LLaDAUni(options.checkpoint, OneDevice(options.device, weights=options.weights))
-    quality = Quality(model, options.count, options.count if options.normal is None else options.normal)
     figures: dict[str, object] = {}
     form = "" if options.weights == "as stored" else f", weights {options.weights}"
     lines = [f"{options.count} held-out prompts a task{form}; per cent right, by pixels and texts.", ""]
     lines += ["| | right | rounds | tokens/s | by part |", "|---|---|---|---|---|"]
-    for name, measure in measurements(quality).items():
+    for name, measure in sides(options).items():
         if not name.startswith(options.only):
             continue
-        found = measure().figures()
+        tally = measure()
+        found = tally.figures()
         figures |= {f"{name}: {key}": value for key, value in found.items()}
         head = next(key for key in ("all right", "right", "pictures", "turbo") if key in found)
+        low, high = tally.interval(head)
+        figures[f"{name}: {head}, 95 %"] = f"{low:.1f} to {high:.1f}"
         parts = ", ".join(f"{k} {v:.0f}" for k, v in found.items() if k not in (head, "rounds", "tokens/s"))
         speed = [f"{found[key]:.1f}" if key in found else "" for key in ("rounds", "tokens/s")]
-        lines.append(f"| {name} | {found[head]:.1f} | {speed[0]} | {speed[1]} | {parts} |")
+        between = f"{low:.0f} to {high:.0f} in 95 %"
+        lines.append(f"| {name} | {found[head]:.1f} | {speed[0]} | {speed[1]} | {between}; {parts} |")
         print(lines[-1], flush=True)
         if options.markdown:
             options.markdown.write_text("\n".join(lines) + "\n")

@@ -2,7 +2,9 @@
 
 import random
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,24 +16,20 @@ from llada_core.backbone.experts import Experts, Router
 from llada_core.backbone.model import Backbone, RMSNorm
 
 from . import pools, tokenizer
-from .examples import SHARES, Example, drill, example
-from .packing import TAIL, TARGET, lay_out, rows_of, sequence, visible
-from .sizes import BACKBONE, SEED, Schedule
+from .examples import Example
+from .packing import TAIL, TARGET, Manner, lay_out, rows_of, sequence, sparsely_visible, visible
+from .sizes import SEED, Schedule, Sizes
 from .stage import Stage, origin
-from .world import Scene
+from .worlds import World
 
-LENGTH = 768  # positions of a row; the longest story fits
-_PER_ROW = 4  # examples that a row holds, about
 _WHOLE = 0.3  # of the copies are masked from end to end, as every block is in its first round
 _HELP = 0.1  # weight of the helping head
 _HELPED = 2  # layers below the helping head
-PLACES = 64  # of an image body
-PICTURES = 4  # of a sequence
 # The norms of queries and keys begin with this. With 1, heads of 32 numbers give one key of 200 at most six tenths of
 # their attention.
 _SHARP = 1.5
 _BIAS_RATE = 1e-3  # how fast the routers' biases even out the experts
-_POOLED = tuple(task for task in SHARES if task != "understand")
+_ASKED = "understand"  # the task whose examples are not pooled
 
 
 class NoCache:
@@ -42,10 +40,10 @@ class NoCache:
         return k, v
 
 
-def config(vocab_size: int, image_offset: int) -> BackboneConfig:
-    """The miniature's configuration for a vocabulary."""
+def config(sizes: Sizes, vocab_size: int, image_offset: int) -> BackboneConfig:
+    """A world's configuration for a vocabulary."""
     known = {field.name for field in fields(BackboneConfig)}
-    given = {name: value for name, value in BACKBONE.items() if name in known}
+    given = {name: value for name, value in sizes.backbone.items() if name in known}
     return BackboneConfig(**given, vocab_size=vocab_size, image_token_offset=image_offset)
 
 
@@ -69,8 +67,10 @@ def build(sizes: BackboneConfig) -> Backbone:
     return model
 
 
-def forward(model: Backbone, batch: dict[str, torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
-    """Hidden states [rows, length, hidden] of packed rows holding `ids`."""
+def forward(model: Backbone, batch: dict[str, torch.Tensor], ids: torch.Tensor, sparse: bool = False) -> torch.Tensor:
+    """Hidden states [rows, length, hidden] of packed rows holding `ids`; `sparse` leaves out a mask's empty squares."""
+    if sparse:
+        return model(ids, batch["positions"], NoCache(), 0, None, sparsely_visible(batch))
     return model(ids, batch["positions"], NoCache(), 0, visible(batch))
 
 
@@ -101,9 +101,15 @@ def noised(batch: dict[str, torch.Tensor], mask: int, words, generator: torch.Ge
     return ids, target & hidden
 
 
-def with_help(backbone: Backbone) -> nn.ModuleDict:
+def answers(world: World) -> list[int]:
+    """How many places and pictures the helping head tells apart."""
+    return [max(rows * columns for rows, columns in world.grids), world.sizes.pictures]
+
+
+def with_help(backbone: Backbone, world: World) -> nn.ModuleDict:
     """What the stage trains: the backbone and a head that is not exported."""
-    return nn.ModuleDict({"model": backbone, "help": nn.Linear(BACKBONE["hidden_size"], PLACES + PICTURES)})
+    head = nn.Linear(backbone.config.hidden_size, sum(answers(world)))
+    return nn.ModuleDict({"model": backbone, "help": head})
 
 
 class BackboneStage(Stage):
@@ -111,12 +117,13 @@ class BackboneStage(Stage):
 
     name = "backbone"
 
-    def __init__(self, schedule: Schedule, folder: Path, device: torch.device, workers: int = 0):
-        self.schedule = schedule
-        self.words = tokenizer.vocabulary(tokenizer.build())
-        backbone = build(config(self.words.vocab_size, self.words.image_offset))
-        self.module = with_help(backbone)
-        self.pool = code_pool(folder, schedule.pool, device, workers)
+    def __init__(self, schedule: Schedule, world: World, folder: Path, device: torch.device, workers: int = 0):
+        self.schedule, self.world, self.sparse = schedule, world, device.type == "cuda"
+        self.words = tokenizer.vocabulary(tokenizer.build(world), world.sizes)
+        backbone = build(config(world.sizes, self.words.vocab_size, self.words.image_offset))
+        self.module = with_help(backbone, world)
+        self.manner = Manner(world.grids[0], world.sizes.object_weight, world.sizes.length)
+        self.pool = code_pool(world, folder, schedule.pool, device, workers)
         self.routers = [module for module in backbone.modules() if isinstance(module, Router)]
         for module in backbone.modules():
             if isinstance(module, Experts):
@@ -129,7 +136,7 @@ class BackboneStage(Stage):
         backbone.layers[_HELPED - 1].register_forward_hook(self._keep_early)
 
     def _count(self, index: int, experts: torch.Tensor) -> None:
-        self._loads[index] = torch.zeros(BACKBONE["num_experts"], device=experts.device).index_add_(
+        self._loads[index] = torch.zeros(self.world.sizes.backbone["num_experts"], device=experts.device).index_add_(
             0, experts.flatten(), torch.ones(experts.numel(), device=experts.device)
         )
 
@@ -142,49 +149,58 @@ class BackboneStage(Stage):
 
         def packed():
             while True:
-                made, codes = self._asked(rng) if rng.random() < SHARES["understand"] else self._pooled(rng)
-                yield lay_out(sequence(made, codes, self.words, rng), self.words)
+                made, codes = self._asked(rng) if rng.random() < self.world.shares[_ASKED] else self._pooled(rng)
+                made = self.world.reworded(made, rng)
+                yield lay_out(sequence(made, codes, self.words, rng, self.manner), self.words)
 
-        return rows_of(packed(), max(1, self.schedule.batch // _PER_ROW), LENGTH, self.words.end)
+        sizes = self.world.sizes
+        return rows_of(packed(), max(1, self.schedule.batch // sizes.per_row), sizes.length, self.words.end)
 
     def _pooled(self, rng: random.Random) -> tuple[Example, list[torch.Tensor]]:
         index = rng.randrange(len(self.pool["starts"]))
-        made = pooled_example(index)
+        made = pooled_example(self.world, index)
         return made, pooled_codes(self.pool, index, made)
 
     def _asked(self, rng: random.Random) -> tuple[Example, list[torch.Tensor]]:
-        known: dict[Scene, torch.Tensor] = {}
+        known: dict[Any, torch.Tensor] = {}
 
-        def scene() -> Scene:
+        def scene():
             made, codes = self._pooled(rng)
             known.update(zip(made.scenes, codes, strict=True))
             return made.scenes[-1]
 
-        made = drill(rng, scene)
+        made = self.world.drill(rng, scene)
         return made, [known[shown] for shown in made.scenes]
 
     def loss(self, batch, generator):
         """Cross-entropy at masked positions, and what helps: which place of which picture is this?"""
         ids, wanted = noised(batch, self.words.mask, self.words, generator)
         model = self.module["model"]
-        hidden = forward(model, batch, ids)
+        hidden = forward(model, batch, ids, self.sparse)
         right, weight, body = batch["ids"][wanted], batch["weights"][wanted], batch["places"] >= 0
         logits = model.lm_head(hidden[wanted]).float()
         error = (F.cross_entropy(logits, right, reduction="none") * weight).sum() / weight.sum()
-        place, picture = self.module["help"](self._early[body]).float().split((PLACES, PICTURES), -1)
+        place, picture = self.module["help"](self._early[body]).float().split(answers(self.world), -1)
         help_ = F.cross_entropy(place, batch["places"][body]) + F.cross_entropy(picture, batch["pictures"][body])
         with torch.no_grad():
-            hit, in_image, answer = (logits.argmax(-1) == right).float(), right >= self.words.image_offset, weight > 1
+            hit, in_image = (logits.argmax(-1) == right).float(), right >= self.words.image_offset
+            answer, shown_things = ~in_image & (weight > 1), in_image & (weight > 1)
             # Most of a picture is background; what tells is whether the objects are right.
             shown = {
                 "text": (hit * ~in_image).sum() / (~in_image).sum().clamp(min=1),
                 "answers": (hit * answer).sum() / answer.sum().clamp(min=1),
                 "image": (hit * in_image).sum() / in_image.sum().clamp(min=1),
+                "objects": (hit * shown_things).sum() / shown_things.sum().clamp(min=1),
                 "place": (place.argmax(-1) == batch["places"][body]).float().mean(),
                 "picture": (picture.argmax(-1) == batch["pictures"][body]).float().mean(),
                 "busiest": torch.stack([load.max() / load.mean() for load in self._loads.values()]).max(),
             }
         return error + _HELP * help_, {"error": error, **shown}
+
+    def matrices(self) -> list[nn.Parameter]:
+        """Projections of attention and of all MLPs and experts."""
+        named = self.module["model"].layers.named_parameters()
+        return [p for name, p in named if p.ndim >= 2 and not name.endswith("mlp.gate.weight")]
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -213,10 +229,15 @@ def _in_float32(router: Router) -> None:
     router.forward = exact
 
 
-def pooled_example(index: int) -> Example:
+def pooled_example(world: World, index: int) -> Example:
     """Example `index` of the pool: any task but questions."""
     rng = random.Random(SEED * 1_299_709 + index)
-    return example(rng, task=rng.choices(_POOLED, [SHARES[task] for task in _POOLED])[0])
+    tasks = [task for task in world.shares if task != _ASKED]
+    return world.example(rng, rng.choices(tasks, [world.shares[task] for task in tasks])[0])
+
+
+def _pooled_scenes(world: World, index: int) -> tuple:
+    return pooled_example(world, index).scenes
 
 
 def pooled_codes(pool: dict[str, np.ndarray], index: int, made: Example) -> list[torch.Tensor]:
@@ -229,20 +250,18 @@ def pooled_codes(pool: dict[str, np.ndarray], index: int, made: Example) -> list
     return grids
 
 
-def code_pool(folder: Path, count: int, device: torch.device, workers: int) -> dict[str, np.ndarray]:
+def code_pool(world: World, folder: Path, count: int, device: torch.device, workers: int) -> dict[str, np.ndarray]:
     """The codes of all scenes of `count` examples, one after the other, and where each example's begin.
 
     Made once and kept in the folder of the run.
     """
-    path, made_from = folder / "pool-codes.npz", f"{count} of {SHARES}, {origin(folder, 'vision')}"
+    path, made_from = folder / "pool-codes.npz", f"{count} of {world.shares}, {origin(folder, 'vision')}"
     if not path.exists() or str(np.load(path)["made_from"]) != made_from:
-        made = [pooled_example(index).scenes for index in range(count)]
-        grids = pools.codes(folder, [scene for scenes in made for scene in scenes], device, workers)
-        flat = [grid.flatten().numpy() for grid in grids]
-        sizes = np.array([sum(scene.grid[0] * scene.grid[1] for scene in scenes) for scenes in made])
+        made = partial(_pooled_scenes, world)
+        codes, starts = pools.codes(world, folder, made, count, device, workers)
         with path.with_suffix(".part").open("wb") as file:
-            np.savez(file, codes=np.concatenate(flat), starts=np.cumsum(sizes) - sizes, made_from=made_from)
+            np.savez(file, codes=codes, starts=starts, made_from=made_from)
         path.with_suffix(".part").replace(path)
-        print(f"codes of {len(grids)} pictures in {count} examples", flush=True)
+        print(f"{len(codes):,} codes of the pictures of {count} examples", flush=True)
     with np.load(path) as file:
         return {"codes": file["codes"], "starts": file["starts"]}

@@ -18,31 +18,37 @@ from llada_core.decoder.flow import normal_times, turbo_times
 from llada_core.decoder.transformer import PATCH, STEM, SemanticDecoder
 
 from .pools import latent_pool
-from .sizes import CODES, DECODER, FEATURES, SEED, Schedule
+from .sizes import SEED, Schedule
 from .stage import Stage, trained
-from .world import GRIDS
+from .worlds import World
 
 _NOTHING = 0.1  # of the examples are drawn from zero features, for guidance
 _HELP = 0.2  # weight of the two helping heads
-_WIDTHS = [2 * max(side) for side in zip(*GRIDS, strict=True)]  # positions of a picture: rows, columns
 TURBO_ROUNDS = 8
 
 
-def build() -> nn.ModuleDict:
-    """Embedder and transformer with random weights."""
+def widths(world: World) -> list[int]:
+    """Rows and columns of positions that a picture has at most."""
+    return [2 * max(side) for side in zip(*world.grids, strict=True)]
+
+
+def build(world: World) -> nn.ModuleDict:
+    """Embedder and transformer with random weights, and the heads that help."""
     torch.manual_seed(SEED)
-    embedder = SigVQEmbedder(CODES, FEATURES, 2 * FEATURES, FEATURES)
-    transformer = SemanticDecoder(**{**DECODER, "axes_lens": list(AXES_LENS)})
+    sizes = world.sizes
+    embedder = SigVQEmbedder(sizes.codes, sizes.features, 2 * sizes.features, sizes.features)
+    transformer = SemanticDecoder(**{**sizes.decoder, "axes_lens": list(AXES_LENS)})
+    dim = sizes.decoder["dim"]
     for parameter in (transformer.x_pad_token, transformer.cap_pad_token):
         nn.init.normal_(parameter, std=0.02)
     # Blocks that are open from the start, and contents with a part that is always the same: attention by position alone
     # needs it, and noise on its own would give it nothing to hold on to.
     for name, parameter in transformer.named_parameters():
-        if name.endswith("adaLN_modulation.0.bias") and len(parameter) == 4 * DECODER["dim"]:
+        if name.endswith("adaLN_modulation.0.bias") and len(parameter) == 4 * dim:
             parameter.data.view(4, -1)[1::2] = 1.0  # the two gates
         elif name in (f"all_x_embedder.{STEM}.bias", "cap_embedder.1.bias"):
             nn.init.normal_(parameter, std=0.5)
-    help_ = nn.ModuleDict({"code": nn.Linear(DECODER["dim"], CODES), "place": nn.Linear(DECODER["dim"], sum(_WIDTHS))})
+    help_ = nn.ModuleDict({"code": nn.Linear(dim, sizes.codes), "place": nn.Linear(dim, sum(widths(world)))})
     return nn.ModuleDict({"embedder": embedder, "transformer": transformer, "help": help_})
 
 
@@ -99,15 +105,15 @@ class DecoderStage(Stage):
     name = "decoder"
     busy = False
 
-    def __init__(self, schedule: Schedule, folder: Path, device: torch.device, workers: int = 0):
-        self.schedule, self.device = schedule, device
-        self.module = build()
-        pool = latent_pool(folder, schedule.pool, device, workers)
+    def __init__(self, schedule: Schedule, world: World, folder: Path, device: torch.device, workers: int = 0):
+        self.schedule, self.world = schedule, world
+        self.module = build(world)
+        pool = latent_pool(world, folder, schedule.pool, device, workers)
         self.pool = {key: value.to(device) for key, value in pool.items()}  # small: it lies where it is used
 
     def batch(self, step: int) -> dict:
-        """Which of GRIDS this step is about; the rest is drawn where the pool lies."""
-        return {"grid": int(step % 3 == 2)}
+        """Which grid this step is about; the rest is drawn where the pool lies."""
+        return {"grid": self.world.turn(step)}
 
     def _draw(self, batch: dict, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Clean latents [n, 16, 1, 4 h, 4 w] and their codes [n, h, w]."""
@@ -144,12 +150,18 @@ class DecoderStage(Stage):
         )
         start = states[0].shape[1] - -(-pieces // 32) * 32  # where the conditioning begins
         known = torch.cat([states[1][:, :pieces], states[1][:, start : start + pieces]], 1)
-        row, column = heads["place"](known).float().split(_WIDTHS, -1)
+        row, column = heads["place"](known).float().split(widths(self.world), -1)
         placed = F.cross_entropy(row.transpose(1, 2), rows.flatten().repeat(2).expand(n, -1))
         placed = placed + F.cross_entropy(column.transpose(1, 2), columns.flatten().repeat(2).expand(n, -1))
         with torch.no_grad():
             right = ((logits.argmax(1) == own) & told[:, None]).sum() / (told.sum() * pieces).clamp(min=1)
         return {"code": code, "codes_right": right}, placed
+
+    def matrices(self) -> list[nn.Parameter]:
+        """Projections of attention and of feed-forwards."""
+        named = self.module["transformer"].named_parameters()
+        inner = (".attention.", ".feed_forward.")
+        return [p for name, p in named if p.requires_grad and p.ndim == 2 and any(part in name for part in inner)]
 
 
 class TurboStage(DecoderStage):
@@ -157,8 +169,8 @@ class TurboStage(DecoderStage):
 
     name = "turbo"
 
-    def __init__(self, schedule: Schedule, folder: Path, device: torch.device, workers: int = 0):
-        super().__init__(schedule, folder, device, workers)
+    def __init__(self, schedule: Schedule, world: World, folder: Path, device: torch.device, workers: int = 0):
+        super().__init__(schedule, world, folder, device, workers)
         if trained(folder, "decoder", self.module) is None:
             raise SystemExit("Train the stage decoder first.")
         # The embedder is shared by both decoders, and the heads have done their work.

@@ -11,10 +11,13 @@ blocks. That is what the engine computes when it fills that block with its exact
 """
 
 import random
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from llada_core import prompts
 from llada_core.image_tokens import ImageTokens
@@ -23,14 +26,13 @@ from llada_core.vocabulary import Vocabulary
 
 from .examples import Example
 from .sizes import BLOCK
-from .texts import plan
-from .world import GRIDS
 
 NOT_CLEAN = 1  # group of the first copy; clean positions have group 0
 FIXED, TARGET, TAIL = 0, 1, 2  # role of a position of a copy: known, to be learnt, behind the end of an image
 _UNGUIDED = 0.1  # of the drawings and edits lose their text, for guidance
 _BLIND = 0.04  # of the edits lose their pictures
 _ANSWER = 16.0  # what all tokens of an answer weigh in the loss; any other token weighs 1
+_WAITING = 16  # sequences that wait for a row with room for them, at most
 _SHIFTED = 0.05  # of the rest start in the middle of a block, as the longer row of a guided pair makes it
 
 
@@ -42,12 +44,14 @@ class Turn:
         start, end: of the turn.
         image: whether it is an image body.
         weight: of each of its tokens in the loss.
+        weights: of each, where they differ.
     """
 
     start: int
     end: int
     image: bool
     weight: float = 1.0
+    weights: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,24 @@ class Sequence:
     pad: int = 0
 
 
-def sequence(made: Example, codes: list[torch.Tensor], words: Vocabulary, rng: random.Random) -> Sequence:
+@dataclass(frozen=True)
+class Manner:
+    """How a world's examples become sequences.
+
+    Attributes:
+        announced: (rows, columns) that a plan ends with.
+        object_weight: what an image token weighs in the loss that is none of the ground's.
+        length: positions that a sequence may take with its copies; turns are left out until it does.
+    """
+
+    announced: tuple[int, int]
+    object_weight: float = 1.0
+    length: int = 1 << 30
+
+
+def sequence(
+    made: Example, codes: list[torch.Tensor], words: Vocabulary, rng: random.Random, manner: Manner
+) -> Sequence:
     """An example as tokens; some lose their text or pictures, so that guidance has something to compare with.
 
     Args:
@@ -67,7 +88,27 @@ def sequence(made: Example, codes: list[torch.Tensor], words: Vocabulary, rng: r
         codes: int [h, w] for each of its scenes.
         words: the vocabulary.
         rng: of the choice.
+        manner: of the world.
     """
+    seq = _sequence(made, codes, words, rng, manner)
+    turns = [_weighted(turn, seq.ids, manner.object_weight) for turn in seq.turns]
+    while len(turns) > 1 and length_of(Sequence(seq.ids, turns, seq.pad)) > manner.length:
+        turns.pop(rng.randrange(len(turns)))
+    return Sequence(seq.ids, turns, seq.pad)
+
+
+def _weighted(turn: Turn, ids: list[int], heavy: float) -> Turn:
+    """An image body's tokens weighed: those that are a tenth of it are the ground."""
+    if not turn.image or heavy == 1:
+        return turn
+    body = ids[turn.start : turn.end]
+    counts = Counter(body)
+    return replace(turn, weights=tuple(1.0 if 10 * counts[token] > len(body) else heavy for token in body))
+
+
+def _sequence(
+    made: Example, codes: list[torch.Tensor], words: Vocabulary, rng: random.Random, manner: Manner
+) -> Sequence:
     bodies = [(grid.flatten().long() + words.image_offset).tolist() for grid in codes]
     shown = codes[: len(made.references)]
     shown = ImageTokens(tuple(grid.long() for grid in shown), words.codebook_size) if shown else None
@@ -82,10 +123,12 @@ def sequence(made: Example, codes: list[torch.Tensor], words: Vocabulary, rng: r
         return _story(made, codes, bodies, words, rng)
     size = tuple(codes[-1].shape)
     if made.task == "think":
-        trace = words.encode(plan(made.scenes[-1]))
+        trace = words.encode(made.frames[-1][0])
         if rng.random() < 0.4:
             # The picture's size is the caller's choice; the trace announces the usual one.
-            return _after(prompts.thinking(words, made.instruction).conditional, trace + words.header(*GRIDS[0]), False)
+            return _after(
+                prompts.thinking(words, made.instruction).conditional, trace + words.header(*manner.announced), False
+            )
         rows, _ = prompts.after_thinking(words, made.instruction, trace, *size)
     elif made.task == "edit":
         rows = prompts.edit(words, made.instruction, shown)
@@ -169,11 +212,21 @@ def _bodies(ids: list[int], image_offset: int) -> tuple[list[int], list[int]]:
     return places, pictures
 
 
+def _blocks(seq: Sequence) -> tuple[list[range], int]:
+    """The blocks of each turn, and how many clean positions stand before the last of them."""
+    blocks = [range((t.start + seq.pad) // BLOCK, (t.end - 1 + seq.pad) // BLOCK + 1) for t in seq.turns]
+    return blocks, max(0, max(own[-1] for own in blocks) * BLOCK - seq.pad)
+
+
+def length_of(seq: Sequence) -> int:
+    """Positions that `lay_out` gives a sequence, at most."""
+    blocks, clean = _blocks(seq)
+    return clean + BLOCK * sum(map(len, blocks))
+
+
 def lay_out(seq: Sequence, words: Vocabulary) -> Packed:
     """A sequence with copies of the blocks of its turns; behind a text a block is filled with the end token."""
-    first = [turn.start for turn in seq.turns]
-    blocks = [range((t.start + seq.pad) // BLOCK, (t.end - 1 + seq.pad) // BLOCK + 1) for t in seq.turns]
-    clean = max(0, blocks[first.index(max(first))][-1] * BLOCK - seq.pad)
+    blocks, clean = _blocks(seq)
     places, pictures = _bodies(seq.ids, words.image_offset)
     packed = Packed(
         seq.ids[:clean],
@@ -198,16 +251,36 @@ def lay_out(seq: Sequence, words: Vocabulary) -> Packed:
                 packed.roles.append(TARGET if inside or (behind and not turn.image) else TAIL if behind else FIXED)
                 packed.places.append(-1 if behind else places[p])
                 packed.pictures.append(-1 if behind else pictures[p])
-                packed.weights.append(turn.weight if inside else 1.0)
+                heavy = turn.weights[p - turn.start] if inside and turn.weights else turn.weight
+                packed.weights.append(heavy if inside else 1.0)
             group += 1
     return packed
+
+
+def _fitting(left: Iterator[Packed], waiting: list[Packed], length: int, room: int) -> Packed | None:
+    """The next sequence that fits, of those that wait first; None where a few do not. The others wait."""
+    if room == length and waiting:
+        return waiting.pop(0)  # so that none waits for ever
+    for index, one in enumerate(waiting):
+        if len(one.ids) <= room:
+            return waiting.pop(index)
+    while len(waiting) < _WAITING:
+        one = next(left, None)
+        if one is None:
+            return None
+        if len(one.ids) > length:
+            raise ValueError(f"a sequence takes {len(one.ids)} positions of a row of {length}")
+        if len(one.ids) <= room:
+            return one
+        waiting.append(one)
+    return None
 
 
 def rows_of(packed: Iterable[Packed], rows: int, length: int, end: int) -> dict[str, torch.Tensor]:
     """Fill rows with sequences, as many as fit in each, until all rows are full.
 
     Args:
-        packed: sequences without end; one that does not fit begins the next row.
+        packed: sequences, without end or few; one that does not fit waits for another row.
         rows, length: of the batch.
         end: token that fills what is left over.
 
@@ -218,20 +291,40 @@ def rows_of(packed: Iterable[Packed], rows: int, length: int, end: int) -> dict[
     fill = {"ids": end, "positions": 0, "blocks": 0, "groups": 0, "roles": FIXED, "owners": -1}
     fill |= {"places": -1, "pictures": -1, "weights": 1.0}
     batch = {name: torch.full((rows, length), value) for name, value in fill.items()}
-    row, at, owner = 0, 0, 0
-    for one in packed:
-        size = len(one.ids)
-        if size > length:
-            raise ValueError(f"a sequence takes {size} positions of a row of {length}")
-        if at + size > length:
-            row, at = row + 1, 0
-            if row == rows:
-                break
-        for name in Packed.FIELDS:
-            batch[name][row, at : at + size] = torch.tensor(getattr(one, name))
-        batch["owners"][row, at : at + size] = owner
-        at, owner = at + size, owner + 1
+    left, waiting, owner = iter(packed), [], 0
+    for row in range(rows):
+        at = 0
+        while (one := _fitting(left, waiting, length, length - at)) is not None:
+            size = len(one.ids)
+            for name in Packed.FIELDS:
+                batch[name][row, at : at + size] = torch.tensor(getattr(one, name))
+            batch["owners"][row, at : at + size] = owner
+            at, owner = at + size, owner + 1
     return batch
+
+
+def sparsely_visible(batch: dict[str, torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """`visible` as an attention of the backbone that skips the squares in which nobody sees anybody, for a GPU."""
+    owners, blocks, groups = (batch[name] for name in ("owners", "blocks", "groups"))
+    rows, length = owners.shape
+
+    def sees(row, head, query, key):
+        earlier = (groups[row, key] == 0) & (blocks[row, key] < blocks[row, query])
+        own = (groups[row, key] == groups[row, query]) & (blocks[row, key] == blocks[row, query])
+        return (owners[row, key] == owners[row, query]) & (earlier | own)
+
+    squares = create_block_mask(sees, rows, None, length, length, device=owners.device)
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        return _compiled()(q, k, v, block_mask=squares, enable_gqa=True)
+
+    return attend
+
+
+@cache
+def _compiled() -> Callable[..., torch.Tensor]:
+    return torch.compile(flex_attention, dynamic=False)
 
 
 def visible(batch: dict[str, torch.Tensor]) -> torch.Tensor:

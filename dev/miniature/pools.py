@@ -1,95 +1,129 @@
-"""Pictures prepared once for the stages that look at the same ones many times: their codes and their VAE latents."""
+"""What is made of pictures once vision tower and VAE are trained: codes of examples, and latents with their codes."""
 
-from collections.abc import Sequence
-from multiprocessing import get_context
+import json
+import mmap
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from random import Random
+from typing import Any
 
 import numpy as np
 import torch
 
 from . import vae as vae_stage
 from . import vision
-from .sizes import SEED
+from .pictures import in_processes, picture_pool
 from .stage import origin, trained
-from .world import GRIDS, Scene, render, sample_scene, view
+from .worlds import World
 
 _CHUNK = 128  # pictures that go through a network at once
-_SHARE = 10_000  # pictures that are drawn at once: half a gigabyte
+_SHARE = 6_000  # pictures that are drawn at once for their codes: about a gigabyte
+_FACTORS = "latents.json"
 
 
-def pictures(scenes: Sequence[Scene], draw, workers: int) -> list[np.ndarray]:
-    """Draw scenes, in several processes where that is worth it: uint8 [height, width, 3] each."""
-    if workers < 2 or len(scenes) < 1000:
-        return [np.asarray(draw(scene)) for scene in scenes]
-    with get_context("fork").Pool(workers) as pool:
-        return pool.map(_Drawn(draw), scenes, chunksize=256)
+def _shared(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """An array that forked processes write to."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.frombuffer(mmap.mmap(-1, max(1, size)), dtype=dtype, count=int(np.prod(shape))).reshape(shape)
 
 
-class _Drawn:
-    def __init__(self, draw):
-        self.draw = draw
+def codes(
+    world: World,
+    folder: Path,
+    made: Callable[[int], Sequence[Any]],
+    count: int,
+    device: torch.device,
+    workers: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The codes of the scenes of examples, from the vision stage of a run.
 
-    def __call__(self, scene: Scene) -> np.ndarray:
-        return np.asarray(self.draw(scene))
+    Args:
+        world: of the scenes.
+        folder: of the run.
+        made: the scenes of an example by its number.
+        count: of examples.
+        device: where the vision tower runs.
+        workers: processes that draw.
 
-
-def codes(folder: Path, scenes: Sequence[Scene], device: torch.device, workers: int) -> list[torch.Tensor]:
-    """The codes of scenes, int16 [h, w] each on the CPU, from the vision stage of a run."""
-    model = trained(folder, "vision", vision.VisionTrainer())
+    Returns:
+        int16, all codes one after the other in raster order; and int64 [count], where each example's begin.
+    """
+    model = trained(folder, "vision", vision.VisionTrainer(world))
     if model is None:
         raise SystemExit("Train the stage vision first.")
     model = model.model.to(device)
-    found: list[torch.Tensor] = [torch.empty(0)] * len(scenes)
-    for grid in GRIDS:
-        here = [i for i, scene in enumerate(scenes) if scene.grid == grid]
-        # One tensor for all: what is kept picture by picture leaves the memory in pieces, gigabytes of them.
-        made = torch.empty(len(here), *grid, dtype=torch.int16)
-        for at in range(0, len(here), _SHARE):
-            chosen = here[at : at + _SHARE]
-            drawn = pictures([scenes[i] for i in chosen], view, workers)
-            for start in range(0, len(chosen), _CHUNK):
-                pixels = torch.from_numpy(np.stack(drawn[start : start + _CHUNK])).to(device)
-                made[at + start : at + start + len(pixels)] = vision.codes_of(model, pixels).cpu()
-        for i, grid_codes in zip(here, made, strict=True):
-            found[i] = grid_codes
-    return found
+    grids = in_processes(lambda i: [world.grids.index(scene.grid) for scene in made(i)], count, workers)
+    tokens = [rows * columns for rows, columns in world.grids]
+    sizes = np.array([sum(tokens[g] for g in own) for own in grids])
+    starts = np.cumsum(sizes) - sizes
+    flat = np.empty(int(sizes.sum()), dtype=np.int16)
+    per_share = max(1, int(_SHARE * count / max(1, sum(map(len, grids)))))
+    most = [
+        max(sum(own.count(g) for own in grids[at : at + per_share]) for at in range(0, count, per_share))
+        for g in range(len(tokens))
+    ]
+    room = [_shared((max(1, n), 16 * r, 16 * c, 3), "uint8") for n, (r, c) in zip(most, world.grids, strict=True)]
+    for first in range(0, count, per_share):
+        numbers = range(first, min(count, first + per_share))
+        taken, slots, targets = [0] * len(tokens), [], [[] for _ in tokens]
+        for number in numbers:
+            at, own = int(starts[number]), []
+            for g in grids[number]:
+                own.append((g, taken[g]))
+                targets[g].append(at)
+                taken[g] += 1
+                at += tokens[g]
+            slots.append(own)
+
+        def draw(index: int, first=first, slots=slots) -> None:
+            for (g, slot), scene in zip(slots[index], made(first + index), strict=True):
+                room[g][slot] = world.seen(scene)
+
+        in_processes(draw, len(numbers), workers)
+        for g, where in enumerate(targets):
+            for start in range(0, len(where), _CHUNK):
+                pixels = torch.from_numpy(room[g][start : min(start + _CHUNK, len(where))]).to(device)
+                found = vision.codes_of(model, pixels).flatten(1).to(torch.int16).cpu().numpy()
+                for at, one in zip(where[start : start + _CHUNK], found, strict=True):
+                    flat[at : at + len(one)] = one
+    return flat, starts
 
 
-def latent_pool(folder: Path, count: int, device: torch.device, workers: int) -> dict[str, torch.Tensor]:
+def factors_of(folder: Path) -> dict[str, float]:
+    """The VAE's factors as its config.json has them; where no latents are made yet, those that change nothing."""
+    if (path := folder / _FACTORS).exists():
+        return json.loads(path.read_text())
+    return {"scaling_factor": 1.0, "shift_factor": 0.0}
+
+
+def latent_pool(world: World, folder: Path, count: int, device: torch.device, workers: int) -> dict[str, torch.Tensor]:
     """What the decoder learns from, made once and kept in the folder of the run.
 
     Returns:
-        For each of GRIDS by index: "codes0" int16 [n, h, w], "latents0" float16 [n, 16, 4 h, 4 w] (scaled); and
-        "scaling" and "shift", float32 [], the VAE's factors.
+        For each grid by number: "codes0" int16 [n, h, w], "latents0" float16 [n, 16, 4 h, 4 w] (scaled); and "scaling"
+        and "shift", float32 [], the VAE's factors.
     """
     path, made_from = folder / "pool-latents.pt", f"{count} of {origin(folder, 'vae', 'vision')}"
     if path.exists():
         pool = torch.load(path, map_location="cpu", weights_only=True)
         if pool.pop("from") == made_from:
             return pool
-    vae = trained(folder, "vae", vae_stage.build())
-    if vae is None:
-        raise SystemExit("Train the stage vae first.")
-    vae = vae.to(device)
-    rng = Random(SEED * 31)
-    pool = {}
-    for index, grid in enumerate(GRIDS):
-        scenes = [sample_scene(rng) for _ in range(count * (2 - index) // 3)]
-        scenes = [Scene(scene.things, scene.background, grid) for scene in scenes]
-        pool[f"codes{index}"] = torch.stack(codes(folder, scenes, device, workers))
-        latents = []
-        for at in range(0, len(scenes), 2048):
-            drawn = pictures(scenes[at : at + 2048], render, workers)
-            for start in range(0, len(drawn), 16):
-                pixels = torch.from_numpy(np.stack(drawn[start : start + 16])).to(device)
-                latents.append(vae_stage.latents_of(vae, pixels).cpu())
-        pool[f"latents{index}"] = torch.cat(latents)
-    every = torch.cat([pool[f"latents{i}"].transpose(0, 1).flatten() for i in range(len(GRIDS))])
+    vae = trained(folder, "vae", vae_stage.build(world.sizes))
+    tower = trained(folder, "vision", vision.VisionTrainer(world))
+    if vae is None or tower is None:
+        raise SystemExit("Train the stages vae and vision first.")
+    vae, tower, pool = vae.to(device), tower.model.to(device), {}
+    for number, pictures in enumerate(picture_pool(world, folder, count, workers, True, torch.device("cpu"))):
+        found = [vision.codes_of(tower, part.to(device)).cpu() for part in pictures["seen"].split(_CHUNK)]
+        pool[f"codes{number}"] = torch.cat(found).to(torch.int16)
+        latents = [vae_stage.latents_of(vae, part.to(device)).cpu() for part in pictures["painted"].split(16)]
+        pool[f"latents{number}"] = torch.cat(latents)
+    every = torch.cat([pool[f"latents{i}"].transpose(0, 1).flatten() for i in range(len(world.grids))])
     shift, scaling = every.mean(), 1 / every.std()
-    for index in range(len(GRIDS)):
-        pool[f"latents{index}"] = ((pool[f"latents{index}"] - shift) * scaling).half()
+    for number in range(len(world.grids)):
+        pool[f"latents{number}"] = ((pool[f"latents{number}"] - shift) * scaling).half()
     pool |= {"scaling": scaling, "shift": shift}
+    factors = {"scaling_factor": float(scaling), "shift_factor": float(shift)}
+    (folder / _FACTORS).write_text(json.dumps(factors))
     torch.save(pool | {"from": made_from}, path.with_suffix(".part"))
     path.with_suffix(".part").replace(path)
     print(f"latents of {count} pictures: scaling {scaling:.4f}, shift {shift:.4f}", flush=True)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from .muon import Muon, Together
 from .sizes import SEED, Schedule
 
 SAVE_EVERY = 60.0  # seconds
@@ -40,6 +41,10 @@ class Stage:
         """What is to fall, and figures for the log."""
         raise NotImplementedError
 
+    def matrices(self) -> list[nn.Parameter]:
+        """What Muon trains; AdamW trains the rest."""
+        return []
+
     def after_step(self, step: int) -> None:
         """Whatever is not done by gradients."""
 
@@ -53,7 +58,7 @@ class Budget:
 
     def done(self, step: int, seconds: float) -> float:
         """How much of the stage is over, 0...1."""
-        by_time = 0.0 if self.minutes is None else seconds / (60 * self.minutes)
+        by_time = 0.0 if self.minutes is None else seconds / max(60 * self.minutes, 1e-9)
         return min(1.0, max(step / self.steps, by_time))
 
 
@@ -65,7 +70,7 @@ class _Batches(Dataset):
         return self.stage.batch(step)
 
 
-def run(stage: Stage, folder: Path, budget: Budget, device: torch.device, workers: int = 0) -> dict:
+def run(stage: Stage, folder: Path, budget: Budget, device: torch.device, workers: int = 0, more: bool = False) -> dict:
     """Train a stage until its budget is used up, from its last checkpoint if there is one.
 
     Args:
@@ -74,22 +79,27 @@ def run(stage: Stage, folder: Path, budget: Budget, device: torch.device, worker
         budget: when to end.
         device: where.
         workers: processes that prepare batches.
+        more: whether a stage that had used up an earlier budget goes on with this one.
 
     Returns:
         The final state: {"model", "optimizer", "step", "seconds", "figures", "done", "device"}.
     """
     path = folder / f"{stage.name}.pt"
     module = stage.module.to(device).train()
-    optimizer = make_optimizer(module, stage.schedule.rate)
+    optimizer = make_optimizer(stage)
     state = {"step": 0, "seconds": 0.0, "figures": {}, "done": False}
+    warm = 0  # the step that the learning rate rises from
     if path.exists():
         state = torch.load(path, map_location="cpu", weights_only=True)  # AdamW counts its steps on the CPU
         module.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        if state["optimizer"]:
+            optimizer.load_state_dict(state["optimizer"])
+        else:  # a run that was carried (`pieces`)
+            warm = state["step"]
     step, before, began = state["step"], state["seconds"], time.monotonic()
     saved = reported = began
     figures: dict[str, float] = state["figures"]
-    if state["done"]:
+    if state["done"] and not more:
         print(f"{stage.name}: done before ({step} steps, {before / 60:.1f} min), {figures}", flush=True)
         return state
     fraction = budget.done(step, before)
@@ -98,7 +108,7 @@ def run(stage: Stage, folder: Path, budget: Budget, device: torch.device, worker
             break
         batch = {k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
         for group in optimizer.param_groups:
-            group["lr"] = stage.schedule.rate * min(1.0, (step + 1) / _WARM_UP, (1 - fraction) / _FALL)
+            group["lr"] = stage.schedule.rate * min(1.0, (step - warm + 1) / _WARM_UP, (1 - fraction) / _FALL)
         loss, shown = take_step(stage, optimizer, batch, step, device)
         shown = {name: value.detach() for name, value in shown.items()}
         step += 1
@@ -122,15 +132,18 @@ def _batches(stage: Stage, first: int, last: int, workers: int) -> Iterator[dict
     yield from DataLoader(_Batches(stage), batch_size=None, sampler=range(first, last), **options)
 
 
-def make_optimizer(module: nn.Module, rate: float) -> torch.optim.Optimizer:
-    """AdamW; matrices decay a little, nothing else does."""
-    wide = [p for p in module.parameters() if p.requires_grad and p.ndim >= 2]
-    narrow = [p for p in module.parameters() if p.requires_grad and p.ndim < 2]
-    groups = [{"params": wide, "weight_decay": 0.01}, {"params": narrow, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), foreach=True)
+def make_optimizer(stage: Stage) -> Together:
+    """Muon for a stage's inner matrices, AdamW for the rest; matrices decay a little, nothing else does."""
+    inner, rate = stage.matrices(), stage.schedule.rate
+    rest = [p for p in stage.module.parameters() if p.requires_grad and not any(p is one for one in inner)]
+    groups = [{"params": [p for p in rest if p.ndim >= 2], "weight_decay": 0.01}]
+    groups.append({"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0})
+    fused = all(p.is_cuda for p in rest)
+    adam = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), foreach=not fused, fused=fused)
+    return Together(adam, Muon(inner, rate)) if inner else Together(adam)
 
 
-def take_step(stage: Stage, optimizer: torch.optim.Optimizer, batch: dict, step: int, device: torch.device):
+def take_step(stage: Stage, optimizer: Together, batch: dict, step: int, device: torch.device):
     """One optimizer step; the loss and the figures of it."""
     generator = torch.Generator(device).manual_seed(SEED * 1_000_003 + step)
     with torch.autocast(device.type, torch.bfloat16, enabled=stage.autocast and device.type == "cuda"):
@@ -169,6 +182,12 @@ def origin(folder: Path, *names: str) -> str:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True) if path.exists() else {"step": 0}
         steps.append(f"{name} {state['step']}")
     return ", ".join(steps)
+
+
+def spent(folder: Path, name: str) -> float:
+    """Minutes that a stage has trained so far."""
+    path = folder / f"{name}.pt"
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["seconds"] / 60 if path.exists() else 0.0
 
 
 def trained(folder: Path, name: str, module: nn.Module) -> nn.Module | None:

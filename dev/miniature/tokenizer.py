@@ -5,35 +5,38 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from llada_core.prompts import EDIT, INTERLEAVED, TEXT_TO_IMAGE, THINKING, UNCONDITION, UNDERSTAND
 from llada_core.vocabulary import Vocabulary
 
-from .examples import example
-from .sizes import CODES, DIMENSIONS, MERGES, SEED
+from .sizes import SEED, Sizes
+from .worlds import World
 
 SPECIAL = ("<|endoftext|>", "<|mask|>", "<|image|>", "<|/image|>", "<boi>", "<role>", "</role>")
 _TEXTS = 4000  # examples whose texts are learnt from
 
 
-def build() -> Tokenizer:
-    """Train the tokenizer; always the same one."""
+def build(world: World) -> Tokenizer:
+    """Train a world's tokenizer; always the same one."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # Letters that are to be written one by one are tokens one by one.
+    apart = [pre_tokenizers.Split(Regex(world.apart), "isolated")] if world.apart else []
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*apart, words]) if apart else words
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=256 + MERGES, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(_texts(), trainer)
-    reserved = tuple(f"<|reserved_token_{size}|>" for size in range(DIMENSIONS))
+    trainer = trainers.BpeTrainer(vocab_size=256 + world.sizes.merges, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(_texts(world), trainer)
+    reserved = tuple(f"<|reserved_token_{size}|>" for size in range(world.sizes.dimensions))
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL + reserved])
     return tokenizer
 
 
-def _texts() -> Iterator[str]:
+def _texts(world: World) -> Iterator[str]:
     rng = random.Random(SEED)
     for _ in range(_TEXTS):
-        made = example(rng)
+        made = world.example(rng, None)
         yield made.instruction
         yield from (text for text, _ in made.frames if text)
     # Every prompt holds these, so they are worth whole words.
@@ -41,10 +44,10 @@ def _texts() -> Iterator[str]:
         yield from [text, f" {text} ", "ASSISTANT", UNCONDITION] * 300
 
 
-def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
-    """Text ids, then CODES image ids, counted from the next multiple of 64."""
+def vocabulary(tokenizer: Tokenizer, sizes: Sizes) -> Vocabulary:
+    """Text ids, then the image ids, counted from the next multiple of 64."""
     offset = -(-tokenizer.get_vocab_size(with_added_tokens=True) // 64) * 64
-    return Vocabulary(tokenizer, offset, offset + CODES)
+    return Vocabulary(tokenizer, offset, offset + sizes.codes)
 
 
 def save(tokenizer: Tokenizer, folder: Path) -> None:

@@ -1,25 +1,27 @@
 """Stage "vae": diffusers' AutoencoderKL on drawings, an L1 loss that minds rims, and a little KL."""
 
-import random
+from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file
 from torch import nn
 
-from .sizes import SEED, VAE, Schedule
+from .pictures import picture_pool
+from .sizes import SEED, Schedule, Sizes
 from .stage import Stage
-from .world import GRIDS, TOKEN, centre_of, render, sample_scene
+from .worlds import World
 
 _KL = 1e-4
-_CROPS = ((64, 4.0), (96, 2.0), (128, 1.0), (0, 0.25))  # side in pixels (0: whole), and how many for one of 128
+_CROPS = ((64, 4.0), (96, 2.0), (128, 1.0), (0, 0.0))  # side in pixels (0: whole), and how many for one of 128
+_AROUND = 64  # pixels that a crop begins before what it is about, at most
 
 
-def build() -> AutoencoderKL:
+def build(sizes: Sizes) -> AutoencoderKL:
     """The VAE with random weights."""
     torch.manual_seed(SEED)
-    return AutoencoderKL(**VAE)
+    return AutoencoderKL(**sizes.vae)
 
 
 def to_model(pixels: torch.Tensor) -> torch.Tensor:
@@ -28,37 +30,67 @@ def to_model(pixels: torch.Tensor) -> torch.Tensor:
 
 
 class VaeStage(Stage):
-    """Crops, mostly: a whole picture is nearly all background."""
+    """Crops, mostly: a whole picture is nearly all background.
+
+    Args:
+        schedule: of the stage.
+        world: whose pictures.
+        folder: of the run.
+        device: where the pictures lie.
+        workers: processes that draw them.
+        start: a checkpoint whose VAE, of the same sizes, is where training begins; None begins from nothing.
+    """
 
     name = "vae"
+    busy = False
     autocast = False  # eight bits of a mantissa are as few as a picture's own
 
-    def __init__(self, schedule: Schedule):
-        self.schedule = schedule
-        self.module = build()
+    def __init__(
+        self,
+        schedule: Schedule,
+        world: World,
+        folder: Path,
+        device: torch.device,
+        workers: int = 0,
+        start: Path | None = None,
+    ):
+        self.schedule, self.world = schedule, world
+        self.module = build(world.sizes)
+        if start:
+            weights = load_file(start / "vae" / "diffusion_pytorch_model.safetensors")
+            self.module.load_state_dict({name: value.float() for name, value in weights.items()})
+        self.pool = picture_pool(world, folder, schedule.pool, workers, full=True, device=device)
 
-    def batch(self, step: int) -> dict[str, torch.Tensor]:
-        """pixels uint8 [n, side, side, 3], all of one size."""
-        rng = random.Random(SEED * 7919 + step)
-        side, many = rng.choice(_CROPS)
-        grid = rng.choice(GRIDS)
-        pictures = []
-        for _ in range(max(1, int(self.schedule.batch * many))):
-            scene = sample_scene(rng)
-            scene = type(scene)(scene.things, scene.background, grid)
-            picture = np.asarray(render(scene))
-            if side:
-                # Around an object, anywhere from its middle to beyond its rim.
-                x, y = centre_of(rng.choice(scene.things).place, grid)
-                x, y = x + rng.randint(-2 * TOKEN, TOKEN), y + rng.randint(-2 * TOKEN, TOKEN)
-                x, y = (min(max(at, 0), size - side) for at, size in ((x, picture.shape[1]), (y, picture.shape[0])))
-                picture = picture[y : y + side, x : x + side]
-            pictures.append(picture)
-        return {"pixels": torch.from_numpy(np.stack(pictures))}
+    def batch(self, step: int) -> dict:
+        """Which grid and which crops the step is about; the rest is drawn where the pool lies."""
+        return {"grid": self.world.turn(step), "crop": step % len(_CROPS)}
+
+    def draw(self, batch: dict, generator: torch.Generator) -> torch.Tensor:
+        """uint8 [n, side, side, 3], all of one size."""
+        pool = self.pool[batch["grid"]]
+        painted, device = pool["painted"], pool["painted"].device
+        height, width = painted.shape[1:3]
+        side, many = _CROPS[batch["crop"]]
+        many = many or 128**2 / (height * width)  # as many pixels in all
+
+        def below(high: int, *shape: int) -> torch.Tensor:
+            return torch.randint(high, shape, generator=generator, device=device)
+
+        count = max(1, int(self.schedule.batch * many))
+        chosen = below(len(painted), count)
+        if not side:
+            return painted[chosen]
+        points = pool["focus"][chosen, below(pool["focus"].shape[1], count)].long()
+        corners = points - _AROUND - side // 2 + below(2 * _AROUND, count, 2)
+        limits = torch.tensor([width - side, height - side], device=device)
+        corners = torch.minimum(corners.clamp(min=0), limits)
+        reach = torch.arange(side, device=device)
+        columns, rows = corners[:, :1] + reach, corners[:, 1:] + reach
+        return painted[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]
 
     def loss(self, batch, generator):
         """Absolute error of the reconstruction from a sampled latent, and KL."""
-        pixels = to_model(batch["pixels"])
+        pixels = to_model(self.draw(batch, generator))
         latents = self.module.encode(pixels).latent_dist
         noise = torch.randn(latents.mean.shape, generator=generator, device=latents.mean.device)
         back = self.module.decode(latents.mean + latents.std * noise).sample

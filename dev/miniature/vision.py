@@ -4,9 +4,8 @@ Nothing here reconstructs pixels. Each patch's code must tell which colour, shap
 it the object lies. It is asked for nothing else, so that a code says nothing else.
 """
 
-import random
+from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -16,30 +15,28 @@ from transformers.models.glm_image.modeling_glm_image import GlmImageVisionModel
 
 from llada_core.vision.siglip_vq import SiglipVQ
 
-from .sizes import CODES, PREPROCESSOR, SEED, VISION, VQ, Schedule
+from .pictures import picture_pool
+from .sizes import SEED, Schedule, Sizes
 from .stage import Stage
-from .world import COLOURS, GRIDS, RADII, SHAPES, TOKEN, Scene, centre_of, mask_of, sample_scene, view
+from .worlds import World
 
-KINDS = tuple((shape, size) for shape in SHAPES for size in RADII)  # 0 is "no object" in targets
 _CELLS = 4  # each way, in which a patch's coverage is told
-_NAMES = tuple(COLOURS)
-_FREE = 300  # steps without quantizing: the features move_uncast_parameters before the codebook is laid over them
 _REVIVE_EVERY = 50
 _DEAD = 0.05  # uses a step, on the running mean, below which a code is moved
 _SAME = 0.945  # cosine above which two codes say the same
 _SERVED = 0.93  # cosine to the nearest code below which a latent is badly served
 
 
-def build() -> SiglipVQ:
+def build(sizes: Sizes) -> SiglipVQ:
     """The vision tower and the quantizer with random weights."""
     torch.manual_seed(SEED)
-    visual = GlmImageVisionModel(GlmImageVisionConfig(**VISION, attn_implementation="sdpa"))
-    return SiglipVQ(visual, GlmImageVQVAE(GlmImageVQVAEConfig(**VQ))).requires_grad_(True)
+    visual = GlmImageVisionModel(GlmImageVisionConfig(**sizes.vision, attn_implementation="sdpa"))
+    return SiglipVQ(visual, GlmImageVQVAE(GlmImageVQVAEConfig(**sizes.vq))).requires_grad_(True)
 
 
 def to_model(pixels: torch.Tensor) -> torch.Tensor:
     """uint8 [n, height, width, 3] -> patches [n, h·w, 3, 16, 16] as the engine's preprocessing leaves them."""
-    scaled = (pixels.float() * PREPROCESSOR["rescale_factor"] - 0.5) / 0.5
+    scaled = (pixels.float() / 255 - 0.5) / 0.5
     return rearrange(scaled, "n (h p) (w q) c -> n (h w) c p q", p=16, q=16)
 
 
@@ -71,77 +68,65 @@ def codes_of(model: SiglipVQ, pixels: torch.Tensor) -> torch.Tensor:
     return (latents @ codebook.T).argmax(-1).view(len(pixels), pixels.shape[1] // 16, -1)
 
 
-def targets(scene: Scene) -> dict[str, np.ndarray]:
-    """What is to be told of each patch: colour, kind and quarter int64 [h·w], cover float32 [h·w, 16]."""
-    rows, columns = scene.grid
-    colour = np.full((rows, columns), _NAMES.index(scene.background))
-    kind = np.zeros((rows, columns), dtype=np.int64)
-    quarter = np.zeros((rows, columns), dtype=np.int64)
-    cover = np.zeros((rows, columns, _CELLS, _CELLS), dtype=np.float32)
-    for thing in scene.things:
-        x, y = (at // TOKEN for at in centre_of(thing.place, scene.grid))
-        here = np.s_[y - 1 : y + 1, x - 1 : x + 1]
-        colour[here] = _NAMES.index(thing.colour)
-        kind[here] = 1 + KINDS.index((thing.shape, thing.size))
-        quarter[here] = [[0, 1], [2, 3]]
-        mask, cell = mask_of(thing.shape, thing.size), TOKEN // _CELLS
-        cover[here] = mask.reshape(2, _CELLS, cell, 2, _CELLS, cell).mean((2, 5)).transpose(0, 2, 1, 3)
-    flat = {"colour": colour.ravel(), "kind": kind.ravel(), "quarter": quarter.ravel()}
-    return {**flat, "cover": cover.reshape(rows * columns, -1)}
-
-
 class VisionTrainer(nn.Module):
-    """SigLIP-VQ, the heads that question it (not kept afterwards), and how often each code is used."""
+    """SigLIP-VQ, the heads that question it (not kept afterwards), how often each code is used, and what looks are."""
 
-    def __init__(self):
+    def __init__(self, world: World):
         super().__init__()
-        self.model = build()
-        width = VQ["embed_dim"]
-        self.patch = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, 8 + 1 + len(KINDS) + _CELLS**2))
-        self.register_buffer("uses", torch.ones(CODES))
-        self.register_buffer("quantizing", torch.zeros((), dtype=torch.bool))
+        self.model = build(world.sizes)
+        width, codes = world.sizes.vq["embed_dim"], world.sizes.codes
+        self.split = [world.tints, world.kinds, _CELLS**2]
+        self.patch = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, sum(self.split)))
+        self.register_buffer("uses", torch.ones(codes))
+        self.register_buffer("looks", torch.zeros(world.tints * world.kinds * world.quarters, width))
 
 
 class VisionStage(Stage):
     """First free features, then a codebook laid over them, then both together; dead codes are moved."""
 
     name = "vision"
+    busy = False
 
-    def __init__(self, schedule: Schedule, free: int = _FREE):
-        self.schedule, self.free = schedule, free
-        self.module = VisionTrainer()
+    def __init__(self, schedule: Schedule, world: World, folder: Path, device: torch.device, workers: int = 0):
+        self.schedule, self.world, self.free = schedule, world, world.sizes.free
+        self.module = VisionTrainer(world)
+        self.pool = picture_pool(world, folder, schedule.pool, workers, full=False, device=device)
         self._last: torch.Tensor | None = None
 
-    def batch(self, step: int) -> dict[str, torch.Tensor]:
-        """pixels uint8 [n, 16 h, 16 w, 3] and `targets`."""
-        rng = random.Random(SEED * 104_729 + step)
-        grid = GRIDS[step % 3 == 2]
-        scenes = [sample_scene(rng) for _ in range(self.schedule.batch)]
-        scenes = [Scene(scene.things, scene.background, grid) for scene in scenes]
-        wanted = [targets(scene) for scene in scenes]
-        batch = {key: torch.from_numpy(np.stack([one[key] for one in wanted])) for key in wanted[0]}
-        return batch | {
-            "pixels": torch.from_numpy(np.stack([np.asarray(view(scene)) for scene in scenes])),
-            "step": step,
-        }
+    def batch(self, step: int) -> dict:
+        """Which grid the step is about; the rest is drawn where the pool lies."""
+        return {"grid": self.world.turn(step), "step": step}
+
+    def draw(self, grid: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """pixels uint8 [n, 16 h, 16 w, 3] and `World.targets`."""
+        pool = {name: values for name, values in self.pool[grid].items() if name != "focus"}
+        device = pool["seen"].device
+        chosen = torch.randint(len(pool["seen"]), (self.schedule.batch,), generator=generator, device=device)
+        drawn = {name: values[chosen] for name, values in pool.items()}
+        wanted = {name: drawn[name].long() for name in ("colour", "kind", "quarter")}
+        return {"pixels": drawn["seen"], "cover": drawn["cover"].float(), **wanted}
 
     def loss(self, batch, generator):
         """Naming losses, plus the quantizer's own once it is in use."""
-        m = self.module
+        m, step = self.module, batch["step"]
+        batch = self.draw(batch["grid"], generator)
         latents = free = latents_of(m.model, batch["pixels"])
         self._last = latents.detach().flatten(0, 1)
-        if batch["step"] == self.free:
+        kinds = self.world.kinds
+        looks = ((batch["colour"] * kinds + batch["kind"]) * self.world.quarters + batch["quarter"]).flatten()
+        self._learn_looks(looks)
+        if step == self.free:
             self._lay_codebook(generator)
         extra = latents.new_zeros(())
-        if batch["step"] >= self.free:
+        if step >= self.free:
             with torch.autocast(latents.device.type, enabled=False):
                 quantized, extra, codes = m.model.vqmodel.quantize(latents.transpose(1, 2)[..., None])
             latents = quantized[..., 0].transpose(1, 2)
             with torch.no_grad():
-                m.uses.lerp_(torch.bincount(codes, minlength=CODES).float(), 0.02)
+                m.uses.lerp_(torch.bincount(codes, minlength=len(m.uses)).float(), 0.02)
         told = m.patch(latents * 4)
-        colour, kind, cover = told.split((8, 1 + len(KINDS), _CELLS**2), -1)
-        inked = batch["kind"] > 0
+        colour, kind, cover = told.split(m.split, -1)
+        inked = batch["kind"] >= self.world.grounds
         # Most patches are background: they weigh as much as objects, all together.
         weight = inked / inked.sum() + 0.5 * ~inked / (~inked).sum()
 
@@ -150,7 +135,10 @@ class VisionStage(Stage):
 
         covering = F.binary_cross_entropy_with_logits(cover.float(), batch["cover"], reduction="none").mean(-1)
         loss = named(colour, batch["colour"]) + named(kind, batch["kind"]) + 4 * (covering * weight).sum()
-        apart = 1 - (free * self._middles(free.detach(), batch)).sum(-1)
+        # Drawn to the mean of all that look like it, equal patches get equal codes wherever they lie and whatever else
+        # is in the picture; otherwise the backbone would have to guess which of many codes for the same yellow is next.
+        middles = F.normalize(m.looks, dim=-1)[looks].view_as(free)
+        apart = 1 - (free * middles).sum(-1)
         loss = loss + (apart * weight * torch.where(inked, 1.0, 3.0)).sum()
         with torch.no_grad():
             right = (colour.argmax(-1) == batch["colour"]) & (kind.argmax(-1) == batch["kind"])
@@ -162,29 +150,29 @@ class VisionStage(Stage):
             }
         return loss + extra, shown
 
-    @staticmethod
-    def _middles(latents: torch.Tensor, batch: dict) -> torch.Tensor:
-        """For each patch, the mean direction [n, h·w, d] of all that look like it.
-
-        Drawn to it, equal patches get equal codes wherever they lie and whatever else is in the picture; otherwise
-        the backbone would have to guess which of many codes for the same yellow comes next.
-        """
-        kinds, quarters = 1 + len(KINDS), batch["quarter"]
-        looks = ((batch["colour"] * kinds + batch["kind"]) * 4 + quarters).flatten()
-        sums = latents.new_zeros(8 * kinds * 4, latents.shape[-1]).index_add_(0, looks, latents.flatten(0, 1))
-        return F.normalize(sums, dim=-1)[looks].view_as(latents)
+    @torch.no_grad()
+    def _learn_looks(self, looks: torch.Tensor) -> None:
+        """Follow the mean direction of each look, rare ones as fast as frequent ones."""
+        known, seen = self.module.looks, self._last
+        sums = torch.zeros_like(known).index_add_(0, looks, seen)
+        here = torch.zeros(len(known), device=seen.device).index_add_(0, looks, torch.ones_like(seen[:, 0])) > 0
+        fresh = known.abs().sum(-1) == 0
+        rate = torch.where(fresh, 1.0, 0.1)[:, None]
+        known[here] = known.lerp(F.normalize(sums, dim=-1), rate)[here]
 
     @torch.no_grad()
     def _lay_codebook(self, generator: torch.Generator) -> None:
-        """Codes where latents are, each as far from all before it as can be."""
-        seen = self._last
-        far = torch.full((len(seen),), float("inf"), device=seen.device)
-        at = torch.randint(len(seen), (1,), generator=generator, device=seen.device)
-        for code in range(CODES):
-            self.module.model.vqmodel.quantize.embedding.weight[code] = seen[at][0]
-            far = torch.minimum(far, 1 - seen @ seen[at][0])
+        """A code for each look; the rest where latents are, each as far from all before it as can be."""
+        m, seen = self.module, self._last
+        weight, known = m.model.vqmodel.quantize.embedding.weight, m.looks[m.looks.abs().sum(-1) > 0]
+        known = F.normalize(known[: len(weight)], dim=-1)
+        weight[: len(known)] = known
+        far = 1 - torch.cat([(part @ known.T).amax(-1) for part in seen.split(8192)])
+        for code in range(len(known), len(weight)):
             at = far.argmax(keepdim=True)
-        self.module.uses.fill_(1.0)
+            weight[code] = seen[at][0]
+            far = torch.minimum(far, 1 - seen @ seen[at][0])
+        m.uses.fill_(1.0)
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:

@@ -9,33 +9,46 @@ from dev.miniature.export import export
 from dev.miniature.sizes import Schedule
 from dev.miniature.stage import Budget, run
 from dev.miniature.train import STAGES, make
+from dev.miniature.worlds import WORLDS, World
 
 CPU = torch.device("cpu")
 SCHEDULES = {
-    "vae": Schedule(2, 1, 2e-3, 0.1),
-    "vision": Schedule(2, 3, 1e-3, 0.1),
+    "vae": Schedule(2, 1, 2e-3, 0.1, 6),
+    "vision": Schedule(2, 3, 1e-3, 0.1, 6),
     "decoder": Schedule(2, 1, 1e-3, 0.3, 6),
     "turbo": Schedule(2, 1, 3e-4, 0.1, 6),
-    "backbone": Schedule(2, 4, 1.5e-3, 0.4, 30),
+    "backbone": Schedule(2, 2, 1.5e-3, 0.4, 20),
 }
 
 
+@pytest.fixture(scope="session", params=WORLDS)
+def world(request) -> World:
+    """Every world."""
+    return WORLDS[request.param]()
+
+
 @pytest.fixture(scope="session")
-def short_run(tmp_path_factory) -> Path:
-    """A folder with all five stages, two steps each."""
+def short_run(world, tmp_path_factory) -> Path:
+    """A folder with all five stages of a world, two steps each."""
     folder = tmp_path_factory.mktemp("run")
     for name in STAGES:
-        run(make(name, folder, SCHEDULES[name], CPU, 0), folder, Budget(2), CPU)
+        run(make(name, world, folder, SCHEDULES[name], CPU), folder, Budget(2), CPU)
     return folder
 
 
 @pytest.fixture(scope="session")
-def short_checkpoint(short_run) -> Path:
+def short_checkpoint(world, short_run) -> Path:
     """That run as a checkpoint."""
-    return export(short_run, short_run / "checkpoint")
+    return export(world, short_run, short_run / "checkpoint")
 
 
 @pytest.fixture
-def stage(short_run):
+def stage(world, short_run):
     """name -> a stage that has not begun, on the pools of the short run."""
-    return lambda name: make(name, short_run, SCHEDULES[name], CPU, 0)
+    return lambda name: make(name, world, short_run, SCHEDULES[name], CPU)
+
+
+@pytest.fixture(scope="session")
+def schedules() -> dict[str, Schedule]:
+    """How long each stage of the short run trains."""
+    return SCHEDULES

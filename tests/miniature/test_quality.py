@@ -5,9 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks.quality import Quality, Tally, examples, judge, measurements
+from benchmarks import quality_signs
+from benchmarks.quality import Quality, examples, judge, measurements
+from benchmarks.rounded import opened, rounded
+from benchmarks.tally import Tally
 from dev.miniature.checker import Report, look
+from dev.miniature.signs import world as signs
+from dev.miniature.signs.checker import look as signs_look
+from dev.miniature.signs.drawing import painted
 from dev.miniature.world import Scene, Thing, held_out, render, sample_scene
 from llada_core.engine import LLaDAUni
 from llada_core.sampling.pipeline import Usage
@@ -51,8 +58,90 @@ def test_speed_is_rounds_a_generation_and_tokens_a_second():
     assert tally.figures() == {"rounds": 12.0, "tokens/s": 64.0}
 
 
-@pytest.mark.parametrize("name", ["redraw", "draw, SPRINT", "questions, plain", "edit, plain", "stories, plain"])
-def test_every_measurement_runs(short_checkpoint, name):
-    figures = measurements(Quality(LLaDAUni(short_checkpoint), 1, 0))[name]().figures()
+def test_an_interval_is_wide_for_few_prompts_and_holds_the_share():
+    few, many = Tally(), Tally()
+    for i in range(400):
+        many.add("right", i % 4 != 0)
+        if i < 20:
+            few.add("right", i % 4 != 0)
+    (low, high), (least, most) = many.interval("right"), few.interval("right")
+    assert least < low < 75 < high < most
+    assert low > 70
+    assert high < 80
+    assert many.interval("right") == (low, high)
+    many.add("always", True)
+    assert many.interval("always") == (100, 100)
+
+
+def test_fewer_bits_are_further_from_the_weights():
+    weight = torch.randn(8, 100, generator=torch.Generator().manual_seed(0))
+    errors = [float((rounded(weight, bits) - weight).norm() / weight.norm()) for bits in (2, 3, 4, 8)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 0.2
+    assert errors[-1] < 0.01
+    assert len(rounded(weight, 2)[0, :64].unique()) <= 4
+
+
+def test_a_checkpoint_opens_with_its_backbone_in_two_bits(short_checkpoint):
+    model = opened(short_checkpoint, "cpu", "2 bits")
+    module = model.manager.place("backbone", model.components["backbone"], lambda dtype: 0).module
+    assert len(module.layers[1].mlp.experts.down.weight[0, 0, :64].unique()) <= 4
+    assert len(module.layers[0].attention.dense.weight[0, :64].unique()) <= 4
+    assert len(module.lm_head.weight[0].unique()) > 20
+    assert model.generate("a star", 384, 512).usage.rounds > 0
+
+
+ROWS = ["redraw", "draw, SPRINT", "questions, plain", "edit, plain", "stories, plain"]
+MORE = ["draw, by hand", "plans, thinking", "edit, in a mask", "questions, other words"]
+
+
+@pytest.mark.parametrize("name", ROWS + MORE)
+def test_every_measurement_runs(world, short_checkpoint, name):
+    model = LLaDAUni(short_checkpoint)
+    if world.name == "signs":
+        rows = quality_signs.measurements(quality_signs.Quality(model, 2, 1, side=2))
+    elif name in MORE:
+        return
+    else:
+        rows = measurements(Quality(model, 1, 0))
+    tally = rows[name]()
+    figures = tally.figures()
     assert figures
     assert ("rounds" in figures) == (name != "redraw")
+    assert all(0 <= tally.interval(key)[0] <= value <= 100 for key, value in figures.items() if key in tally.right)
+
+
+def test_the_harder_world_is_judged_place_by_place():
+    scene = signs.Scene(
+        (signs.Thing("star", "red", place="left"), signs.Thing("heart", "blue", place="right")),
+        sign=signs.Sign("CAT", "black", "bottom"),
+    )
+    tally = Tally()
+    quality_signs.judge(tally, scene, signs_look(painted(scene)))
+    assert set(tally.figures().values()) == {100.0}
+    tally = Tally()
+    wrong = replace(scene.with_things((scene.things[0],)), sign=signs.Sign("CAR", "black", "bottom"))
+    quality_signs.judge(tally, scene, signs_look(painted(wrong)))
+    found = tally.figures()
+    assert (found["shape"], found["words"], found["count"], found["all right"]) == (50, 0, 0, 0)
+    assert found["background"] == 100
+
+
+def test_a_mask_is_the_place_that_an_edit_is_about():
+    before = signs.Scene((signs.Thing("star", "red", place="left"), signs.Thing("heart", "blue", place="right")))
+    after = before.with_things((replace(before.things[0], colour="green"), before.things[1]))
+    mask = quality_signs.place_mask(before, after)
+    changed = (painted(before) != painted(after)).any(-1)
+    assert mask.shape == changed.shape
+    assert not (torch.from_numpy(changed) & (mask == 0)).any()
+    assert mask.sum() == (3 * 32) ** 2
+    with pytest.raises(ValueError, match="mask"):
+        quality_signs.place_mask(before, before)
+
+
+def test_prompts_of_the_harder_world_are_of_their_split():
+    q = quality_signs.Quality(None, 12, 0)
+    assert q.examples("draw") == q.examples("draw")
+    assert all(signs.held_out(one.scenes[-1]) for one in q.examples("draw"))
+    assert all(signs.held_apart(one.scenes[-1]) for one in q.examples("draw", "combination"))
+    assert [len(part) for part in quality_signs.Quality(None, 12, 0, side=5).parts(q.examples("draw"))] == [5, 5, 2]

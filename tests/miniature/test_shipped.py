@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from benchmarks.quality import Quality, measurements
 from dev.hosts.scenes import FIRST, SECOND
 from dev.miniature.export import STAGES
-from dev.miniature.sizes import BACKBONE, PREPROCESSOR
+from dev.miniature.sizes import SHAPES
 from llada_core.engine import LLaDAUni
 from llada_core.options import Sprint
 
@@ -36,8 +36,8 @@ def test_it_is_whole_small_and_without_strange_files(model):
 
 def test_it_is_what_the_training_builds():
     config = json.loads((SHIPPED / "config.json").read_text())
-    assert {key: config[key] for key in BACKBONE} == BACKBONE
-    assert json.loads((SHIPPED / "image_tokenizer" / "preprocessor_config.json").read_text()) == PREPROCESSOR
+    assert {key: config[key] for key in SHAPES.backbone} == SHAPES.backbone
+    assert json.loads((SHIPPED / "image_tokenizer" / "preprocessor_config.json").read_text()) == SHAPES.preprocessor
 
 
 def table(page: str, heading: str) -> list[list[str]]:

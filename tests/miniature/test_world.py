@@ -9,9 +9,11 @@ from PIL import ImageFilter
 
 from dev.miniature.checker import changed_places, look, preserved
 from dev.miniature.examples import DRILL, EDITS, PAIRED, SHARES, drill, edit, example
+from dev.miniature.sizes import SHAPES
 from dev.miniature.texts import NUMBERS, QUESTIONS, caption, description, plan, question, read_scene, same_answer
 from dev.miniature.tokenizer import SPECIAL, build, vocabulary
 from dev.miniature.world import GRIDS, Scene, Thing, held_out, render, sample_scene, view
+from dev.miniature.worlds import shapes
 
 
 def scenes(count: int, split: str | None = None) -> list[Scene]:
@@ -132,9 +134,9 @@ def test_captions_differ_but_leave_no_doubt():
 
 
 def test_the_tokenizer_is_always_the_same_and_gives_every_text_back():
-    one, other = build(), build()
+    one, other = build(shapes()), build(shapes())
     assert one.to_str() == other.to_str()
-    words = vocabulary(one)
+    words = vocabulary(one, SHAPES)
     rng = random.Random(2)
     for _ in range(100):
         text = example(rng).instruction

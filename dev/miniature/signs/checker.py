@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 
-from .drawing import ground, mask_of, render
+from .drawing import ground, mask_of, painted
 from .font import CHARACTERS, HIGH, WIDE, glyph
 from .world import (
     BACKGROUNDS,
@@ -70,7 +70,7 @@ def look(picture: np.ndarray) -> Report:
     if grid not in GRIDS:
         raise ValueError(f"a picture of {grid} tokens: expected one of {GRIDS}")
     background = _background(pixels, grid)
-    behind = ground(background, grid)
+    behind = ground(background, grid).astype(np.float32)
     ours = _labels(pixels, behind)
     sign = next(filter(None, (_sign(pixels, behind, place, grid) for place in SIGNED)), None)
     things = [thing for place in PLACES if not (sign and sign.place == place) for thing in _things(ours, place, grid)]
@@ -88,7 +88,10 @@ def _background(pixels: np.ndarray, grid: tuple[int, int]) -> str:
             free[row : row + 2, grid[1] // 2 - 3 : grid[1] // 2 + 3] = False
     at = free.repeat(TOKEN, 0).repeat(TOKEN, 1)[::_STEP, ::_STEP]
     seen = pixels[::_STEP, ::_STEP][at]
-    off = {n: np.linalg.norm(seen - ground(n, grid)[::_STEP, ::_STEP][at], axis=-1).mean() for n in BACKGROUNDS}
+    off = {
+        n: np.linalg.norm(seen - ground(n, grid)[::_STEP, ::_STEP][at].astype(np.float32), axis=-1).mean()
+        for n in BACKGROUNDS
+    }
     return min(off, key=off.get)
 
 
@@ -207,7 +210,7 @@ def _clean(pixels: np.ndarray, scene: Scene) -> bool:
     attributes = [*(value for thing in scene.things for value in (thing.shape, thing.colour))]
     if "?" in attributes or (scene.sign and "?" in scene.sign.text):
         return False
-    again = np.asarray(render(scene), dtype=np.float32)
+    again = painted(scene).astype(np.float32)
     height, width = pixels.shape[:2]
 
     def blocks(picture: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """How scenes look: objects, letters and grounds as coverage and colour, and the picture they make."""
 
+import random
 from functools import cache
 from math import cos, pi, sin
 
@@ -73,8 +74,9 @@ def horizon(grid: tuple[int, int]) -> int:
     return grid[0] // 2
 
 
+@cache
 def ground(background: str, grid: tuple[int, int]) -> np.ndarray:
-    """A picture of a background alone, float32 [height, width, 3]."""
+    """A picture of a background alone, uint8 [height, width, 3]; not to be written to."""
     rows, columns = grid
     pixels = np.empty((rows * TOKEN, columns * TOKEN, 3), dtype=np.float32)
     upper, *rest = ({"sky": SKY, **COLOURS}[name] for name in ground_colours(background))
@@ -84,7 +86,7 @@ def ground(background: str, grid: tuple[int, int]) -> np.ndarray:
     if background == "night":
         sky = np.tile(specks(), grid)[..., None]
         pixels += sky * (np.array(COLOURS["white"], dtype=np.float32) - pixels)
-    return pixels
+    return pixels.round().astype(np.uint8)
 
 
 def layers(scene: Scene):
@@ -97,17 +99,54 @@ def layers(scene: Scene):
             yield cell_of(scene.sign, index, scene.grid), glyph(character), scene.sign.ink
 
 
-def render(scene: Scene) -> Image.Image:
-    """The picture of a scene, RGB, TOKEN pixels a token each way."""
-    pixels = ground(scene.background, scene.grid)
+def painted(scene: Scene) -> np.ndarray:
+    """The picture of a scene, uint8 [height, width, 3], TOKEN pixels a token each way."""
+    pixels = ground(scene.background, scene.grid).copy()
     for (row, column), mask, colour in layers(scene):
         height, width = mask.shape
         box = pixels[row * TOKEN : row * TOKEN + height, column * TOKEN : column * TOKEN + width]
-        box += mask[..., None] * (np.array(COLOURS[colour], dtype=np.float32) - box)
-    return Image.fromarray(pixels.round().astype(np.uint8))
+        box[:] = np.rint(box + mask[..., None] * (np.array(COLOURS[colour], dtype=np.float32) - box))
+    return pixels
 
 
-def view(scene: Scene) -> Image.Image:
-    """The picture as the vision tower sees it: 16 pixels a token (what the engine makes of `render`)."""
-    picture = render(scene)
-    return picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BICUBIC)
+def render(scene: Scene) -> Image.Image:
+    """`painted` as a picture, RGB."""
+    return Image.fromarray(painted(scene))
+
+
+def seen(scene: Scene) -> np.ndarray:
+    """The picture as the vision tower sees it, 16 pixels a token: what the engine's preprocessing makes of `render`.
+
+    The filter reaches four pixels far, so only what surrounds the things is resized.
+    """
+    pixels, half = painted(scene), _seen_ground(scene.background, scene.grid).copy()
+    for (row, column), mask, _ in layers(scene):
+        top, left, bottom, right = (
+            row * TOKEN,
+            column * TOKEN,
+            row * TOKEN + mask.shape[0],
+            column * TOKEN + mask.shape[1],
+        )
+        part = np.s_[max(0, top - 16) : bottom + 16, max(0, left - 16) : right + 16]
+        inner = np.s_[max(0, top - 8) // 2 : (bottom + 8) // 2, max(0, left - 8) // 2 : (right + 8) // 2]
+        resized = _halved(pixels[part])
+        y, x = (inner[i].start - part[i].start // 2 for i in (0, 1))
+        target = half[inner]
+        target[:] = resized[y : y + target.shape[0], x : x + target.shape[1]]
+    return half
+
+
+@cache
+def _seen_ground(background: str, grid: tuple[int, int]) -> np.ndarray:
+    return _halved(ground(background, grid))
+
+
+def _halved(pixels: np.ndarray) -> np.ndarray:
+    size = pixels.shape[1] // 2, pixels.shape[0] // 2
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+
+
+def focus(scene: Scene, rng: random.Random) -> tuple[int, int]:
+    """Somewhere in the picture where there is something to see, (x, y) in pixels."""
+    (row, column), mask, _ = rng.choice(list(layers(scene)))
+    return column * TOKEN + rng.randrange(mask.shape[1]), row * TOKEN + rng.randrange(mask.shape[0])

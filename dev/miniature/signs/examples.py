@@ -2,12 +2,13 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 from ..examples import Example
 from . import chinese, edits, plans, questions, stories
 from .texts import caption, told
 from .wording import Wording
-from .world import EDITED, GRIDS, Scene, belongs, sample_scene
+from .world import GRIDS, SHOWN, Scene, belongs, sample_scene
 
 SHARES = {"draw": 0.24, "think": 0.16, "understand": 0.3, "edit": 0.24, "story": 0.06}
 TASKS = tuple(SHARES)
@@ -66,9 +67,16 @@ def _think(w: Wording, split: str, kind: str | None) -> Example:
     return Example("think", "", _prompt(scene, w), (), ((told(scene), scene),))
 
 
+def reworded(made: Example, rng: random.Random) -> Example:
+    """The same example in other words, where it is a drawing that needs no plan."""
+    if made.task not in ("draw", "think") or made.kind:
+        return made
+    return replace(made, instruction=_prompt(made.scenes[-1], Wording(rng)))
+
+
 def _understand(w: Wording, split: str, kind: str | None) -> Example | None:
     kind = kind or (w.rng.choice(questions.KINDS) if w.often(0.8) else w.rng.choice(PAIRED))
-    return _ask(tuple(_scene(w, split) for _ in range(2 if kind in PAIRED else 1)), w, kind)
+    return _ask(tuple(_scene(w, split, SHOWN) for _ in range(2 if kind in PAIRED else 1)), w, kind)
 
 
 def _ask(scenes: tuple[Scene, ...], w: Wording, kind: str) -> Example | None:
@@ -94,7 +102,7 @@ def drill(rng: random.Random, scene: Callable[[], Scene]) -> Example:
 
 
 def _edit(w: Wording, split: str, kind: str | None) -> Example | None:
-    return edit(_scene(w, split if split == "train" else "", EDITED), w, kind or w.rng.choice(edits.KINDS))
+    return edit(_scene(w, split if split == "train" else "", SHOWN), w, kind or w.rng.choice(edits.KINDS))
 
 
 def edit(scene: Scene, w: Wording, kind: str) -> Example | None:

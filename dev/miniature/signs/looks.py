@@ -17,6 +17,7 @@ from .world import (
 )
 
 TINTS = (*COLOURS, "sky")  # colours of a token: of what lies on top there
+GROUNDS = 2  # the first patterns: nothing, and the specks of the night
 _CELLS = 4  # each way, in which a token's coverage is told
 _EMPTY = 0.012  # mean coverage below which a token shows nothing of what lies on it
 _ALIKE = 0.035  # mean difference below which two patterns are one

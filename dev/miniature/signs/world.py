@@ -15,7 +15,7 @@ TOKEN = 32  # pixels of a picture that one image token covers
 # (rows, columns) of tokens: 512 x 512, and 448, 384 and 640 high by 512 wide. One width, so that the decoder, which
 # counts features in one row after the other, has one way to find the place of each.
 GRIDS = ((16, 16), (14, 16), (12, 16), (20, 16))
-EDITED = GRIDS[:2]  # sizes that an edit has (docs/model.md, Sizes)
+SHOWN = GRIDS[:2]  # of pictures to be edited or asked about: the engine halves these exactly (docs/model.md, Sizes)
 TOLD = GRIDS[2]  # of the pictures of a story
 COLOURS = {
     "red": (214, 48, 49),

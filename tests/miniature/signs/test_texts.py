@@ -12,8 +12,8 @@ from dev.miniature.signs.examples import DRILL, PAIRED, SPLITS, TASKS, drill, ex
 from dev.miniature.signs.texts import caption, read_scene, same_answer, told
 from dev.miniature.signs.wording import NUMBERS, Wording, short
 from dev.miniature.signs.world import (
-    EDITED,
     GRIDS,
+    SHOWN,
     TOLD,
     Scene,
     Sign,
@@ -149,7 +149,7 @@ def test_edits_change_something_and_what_they_lead_to_is_of_this_world(kind):
         before, after = made.references[0], made.scenes[-1]
         assert problem(after) is None
         assert after.grid == before.grid
-        assert before.grid in EDITED
+        assert before.grid in SHOWN
         changed = changed_places(before, after)
         assert changed
         if kind in ("recolour", "replace", "resize", "refill", "add", "remove", "cover", "transfer"):

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dev.miniature.signs import font, looks
-from dev.miniature.signs.drawing import render, view
+from dev.miniature.signs.drawing import render, seen
 from dev.miniature.signs.world import (
     BACKGROUNDS,
     GRIDS,
@@ -98,12 +99,18 @@ def test_splits_are_shares_of_all_and_apart_from_each_other():
     assert all(belongs(scene, "combination") for scene in scenes(20, 1, "combination"))
 
 
-def test_a_scene_has_one_picture_and_a_view_of_half_its_size():
+def test_a_scene_has_one_picture():
     for scene in scenes(5):
         picture = render(scene)
         assert picture.size == (scene.grid[1] * TOKEN, scene.grid[0] * TOKEN)
         assert np.array_equal(np.asarray(picture), np.asarray(render(scene)))
-        assert view(scene).size == (scene.grid[1] * TOKEN // 2, scene.grid[0] * TOKEN // 2)
+
+
+def test_a_view_is_what_resizing_the_whole_picture_gives():
+    for scene in scenes(60, 9):
+        picture = render(scene)
+        half = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BICUBIC)
+        assert np.array_equal(seen(scene), np.asarray(half))
 
 
 def test_layouts_stand_apart_from_a_sign():
