@@ -102,6 +102,7 @@ class Batch:
             device=device,
         )
         self._begins = torch.tensor(begins, device=device)
+        self._fillable: tuple[int, torch.Tensor] | None = None
         self.tracks = [
             Track(row[0], begin - len(sample.branches[0]), begin, end, begin, sample.generator)
             for sample, row, begin, end in zip(samples, rows, begins, ends, strict=True)
@@ -119,7 +120,10 @@ class Batch:
 
     def fillable(self, start: int) -> torch.Tensor:
         """Which positions of the block at `start` are neither padding nor prompt, bool [samples, block]."""
-        return torch.arange(start, start + self.block_length, device=self.ids.device) >= self._begins[:, None]
+        if self._fillable is None or self._fillable[0] != start:  # each round of a block asks twice
+            at = torch.arange(start, start + self.block_length, device=self.ids.device)
+            self._fillable = start, at >= self._begins[:, None]
+        return self._fillable[1]
 
     def write(self, start: int, ids: torch.Tensor) -> None:
         """Write what a round made of the block at `start`, int64 [samples, block], to all branches."""
@@ -158,4 +162,5 @@ class Batch:
         """Go on with some of the samples, in the order given."""
         at = torch.tensor(samples, device=self.ids.device)
         self.ids, self.pads, self._begins = self.ids[at], self.pads[at], self._begins[at]
+        self._fillable = None
         self.tracks = [self.tracks[sample] for sample in samples]

@@ -139,8 +139,9 @@ def run_round(
 ) -> None:
     """One forward pass of the block at `start`, and the tokens that it fixes: one transfer back a round."""
     unmasker = cast(Unmasker, runner.then)
-    unmasker.ids.copy_(batch.block(start))
-    unmasker.fillable.copy_(batch.fillable(start))
+    if step == 0:  # later rounds go on from what the one before left there
+        unmasker.ids.copy_(batch.block(start))
+        unmasker.fillable.copy_(batch.fillable(start))
     unmasker.schedule[0].fill_(quota(step, config.steps, batch.block_length))
     unmasker.schedule[1].fill_(config.steps - step)
     if config.sampling.temperature > 0:
