@@ -166,22 +166,30 @@ class Bench:
                 self.note(f"{name}, equal to alone", "yes" if outputs[0].ids == alone[0].ids else "no")
             self.note(f"{name}, peak GB of {self.asked(made[:count], config):.2f} asked for", peak)
 
-    def questions(self, count: int, seen: int, answer: int) -> None:
-        """Questions about a picture each, side by side and one after the other."""
+    def questions(self, count: int, seen: int, answer: int, name: str, longer: int) -> None:
+        """Questions about a picture each, side by side and one after the other.
+
+        Args:
+            count: of questions.
+            seen, answer: tokens of a picture, and of an answer.
+            name: of the questions.
+            longer: tokens by which each question is longer than the one before.
+        """
         config = GenerationConfig(TEXT_STEPS, 0, self.mask + 1)
         offset, codes = self.mask + 1, self.backbone.config.vocab_size - self.mask - 1
         made = []
         for at in range(count):
             picture = [offset + (31 * at + i) % codes for i in range(seen)]
-            made.append(Sample([[*self.text(30, at), *picture, *self.text(20 + at, at)]], [self.mask] * answer))
+            question = self.text(20 + at * longer, at * longer)
+            made.append(Sample([[*self.text(30, 0), *picture, *question]], [self.mask] * answer))
         _, _, peak = self.fill(made, config)
         _, together, _ = self.fill(made, config)
-        self.note(f"{count} questions at once, s", together)
-        self.note(f"{count} questions at once, peak GB of {self.asked(made, config):.2f} asked for", peak)
+        self.note(f"{count} {name} at once, s", together)
+        self.note(f"{count} {name} at once, peak GB of {self.asked(made, config):.2f} asked for", peak)
         self.fill(made[:1], config)
         apart = sum(self.fill([one], config)[1] for one in made)
-        self.note(f"{count} questions one after the other, s", apart)
-        self.note(f"{count} questions, times as fast at once", apart / together)
+        self.note(f"{count} {name} one after the other, s", apart)
+        self.note(f"{count} {name}, times as fast at once", apart / together)
 
 
 @torch.no_grad()
@@ -206,7 +214,8 @@ def main() -> None:
     for tokens in (64, 512):
         bench.note(f"experts hit by {tokens} tokens", bench.hits(tokens))
     bench.pictures(options.pictures, grid)
-    bench.questions(options.questions, seen, answer)
+    bench.questions(options.questions, seen, answer, "times the same question", 0)
+    bench.questions(options.questions, seen, answer, "questions of other lengths", 1)
     show(f"Batches, {device.type}, {dtype}, weights {options.weights}", bench.figures, options.json)
 
 

@@ -33,7 +33,9 @@ SHORTEST = 2048
 # Free bytes on the card without which nothing is captured: memory that runs out in a capture cannot be made there, and
 # with some allocators the program ends. A graph of the released model takes a tenth of it.
 SPARE = 2**29
-KEPT = 2**30  # bytes that graphs and their caches may take between generations
+# Bytes that graphs and their caches may take between generations: so many, or a share of a large card. Sixteen guided
+# pictures of the released model take nearly 3 GB.
+KEPT, SHARE = 2**30, 1 / 32
 
 
 class GraphedForward:
@@ -241,10 +243,11 @@ class GraphStore:
     """CUDA graphs and their caches, kept from one generation to the next for as long as weights stay where they are.
 
     Args:
-        most: bytes that may be kept between generations; what was used longest ago is let go first.
+        most: bytes that may be kept between generations, by default `kept_bytes`; what was used longest ago is let go
+            first.
     """
 
-    def __init__(self, most: int = KEPT):
+    def __init__(self, most: int | None = None):
         self._most = most
         self._kept: dict[Hashable, CUDAGraphRunner] = {}
         self._place: tuple[Backbone, int] | None = None
@@ -267,7 +270,8 @@ class GraphStore:
     def give(self, key: Hashable, runner: CUDAGraphRunner) -> None:
         """Keep a runner, and let go of others where all is too much."""
         self._kept[key] = runner
-        while self.bytes > self._most:
+        most = kept_bytes(runner.cache.keys[0].device) if self._most is None else self._most
+        while self.bytes > most:
             self._kept.pop(next(iter(self._kept))).close()
 
     def close(self) -> None:
@@ -276,6 +280,13 @@ class GraphStore:
             runner.close()
         self._kept.clear()
         self._place = None
+
+
+def kept_bytes(device: torch.device) -> int:
+    """What may be kept on a device between generations."""
+    if device.type != "cuda":
+        return KEPT
+    return max(KEPT, int(torch.cuda.get_device_properties(device).total_memory * SHARE))
 
 
 def capturable_sizes(

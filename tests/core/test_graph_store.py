@@ -1,5 +1,7 @@
 """Graphs that outlive a generation: found again by their shapes, gone when weights move, never a difference."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -116,6 +118,14 @@ def test_a_store_has_a_limit_and_drops_what_was_used_longest_ago(events, run):
     assert "capture" not in events
     run([50], b, store)
     assert "capture" in events
+
+
+def test_a_large_card_keeps_a_share(monkeypatch):
+    for size, kept in ((24 * 2**30, 2**30), (141 * 2**30, 141 * 2**25)):
+        card = SimpleNamespace(total_memory=size)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, card=card: card)
+        assert cuda_graphs.kept_bytes(torch.device("cuda")) == kept
+    assert cuda_graphs.kept_bytes(torch.device("cpu")) == cuda_graphs.KEPT
 
 
 def test_after_an_error_nothing_is_kept(events, tiny, generate_one):
