@@ -18,4 +18,10 @@ function paint() {
   canvas?.setDirty?.(true, true);
 }
 
-app.registerExtension({ name: "LLaDAUni.LinkColours", setup: paint, afterConfigureGraph: paint });
+function setup() {
+  paint();
+  // Another palette fills the tables anew, a moment after it was chosen.
+  app.ui?.settings?.addEventListener?.("Comfy.ColorPalette.change", () => setTimeout(paint, 500));
+}
+
+app.registerExtension({ name: "LLaDAUni.LinkColours", setup, afterConfigureGraph: paint });

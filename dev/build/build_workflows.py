@@ -19,9 +19,10 @@ from dev.hosts.server import ComfyServer, find_comfyui, knows_zimage
 
 from . import blueprints, decoder_workflows, token_workflows
 from .graph_forms import Box, Column, Workflow, note
-from .pictures import draw_help, draw_thumbnail
+from .pictures import draw_help
 from .schemas import ROOT, everything
 from .showcase import Pictures, pictures_of, pictures_on_server, run
+from .thumbnails import draw_thumbnail
 from .workflow_parts import BLUE, FOX, GREEN, GREY, PURPLE, STREET, loader, start
 
 OUT = ROOT / "workflows"

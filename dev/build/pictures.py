@@ -1,13 +1,8 @@
-"""Pictures of workflows: thumbnails of the template browser and the pictures of the help pages.
-
-Cards in the workflow's own columns, links between them, and on each card what it shows, or a sign for what it holds.
-"""
+"""The pictures of the help pages: cards in a workflow's own columns, links between them, a sign for what each holds."""
 
 import re
-from collections.abc import Mapping
-from types import MappingProxyType
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from .graph_forms import COLOURS, Box, Note, Workflow
 
@@ -29,45 +24,6 @@ TYPE_COLOURS = {
     "SIGMAS": "#8fa6b5",
 }
 CELLS = ("#c8553d", "#e39b3b", "#588b8b", "#5b6fc9", "#9a5ba6", "#7fae5f", "#d9c27e")
-SHORT = {
-    "LLaDAUniLoader": "Load",
-    "LLaDAUniSample": "Sample",
-    "LLaDAUniInterleave": "Story",
-    "LLaDAUniImageQA": "Ask",
-    "LLaDAUniSampling": "Options",
-    "LLaDAUniSprint": "SPRINT",
-    "LLaDAUniEncode": "Encode",
-    "LLaDAUniDecode": "Decode",
-    "LLaDAUniJoinTokens": "Join",
-    "LLaDAUniSaveTokens": "Keep",
-    "LLaDAUniLoadTokens": "Tokens",
-    "LLaDAUniVary": "Vary",
-    "LLaDAUniPadTokens": "Pad",
-    "LLaDAUniCropTokens": "Crop",
-    "LLaDAUniPasteTokens": "Paste",
-    "LLaDAUniPreviewTokens": "Grid",
-    "LLaDAUniDecoderModel": "Decoder",
-    "LLaDAUniConditioning": "Tokens",
-    "LLaDAUniDecoderGuidance": "Guide",
-    "LLaDAUniDecoderSchedule": "Levels",
-    "KSampler": "Sample",
-    "SamplerCustom": "Sample",
-    "KSamplerSelect": "Kind",
-    "VAEDecode": "Pixels",
-    "VAEEncode": "Latents",
-    "ImageScale": "Fit",
-    "MaskToImage": "Mask",
-    "ImageToMask": "Mask",
-    "SetLatentNoiseMask": "Masked",
-    "ImageCompositeMasked": "Paste",
-    "LatentUpscaleBy": "Enlarge",
-    "ScaleROPE": "Places",
-    "LoraLoaderModelOnly": "LoRA",
-    "LoadImage": "Picture",
-    "SaveImage": "Save",
-    "PreviewImage": "Show",
-    "PreviewAny": "Text",
-}
 PICTURES = (
     "LoadImage",
     "SaveImage",
@@ -96,12 +52,6 @@ _CAMEL = re.compile("(?<=[a-z])(?=[A-Z])")  # where the name of a class may be b
 Frame = tuple[int, int, int, int]  # left, top, right, bottom
 
 
-def draw_thumbnail(workflow: Workflow, shown: dict[int, list[Image.Image]]) -> Image.Image:
-    """A picture of 400x300 with short names; `shown` are the pictures of a run, by the id of the node."""
-    names = {box.id: SHORT[box.kind] for box in workflow.nodes}
-    return _draw(workflow, (400, 300), names, 12 if len(_columns(workflow)) < 6 else 10, shown=shown)
-
-
 def draw_help(workflow: Workflow, kind: str) -> Image.Image:
     """A picture of 800x360 with the nodes' full names; nodes of that kind are marked."""
     names = {box.id: workflow.schemas[box.kind].name for box in workflow.nodes}
@@ -114,8 +64,7 @@ def _draw(
     size: tuple[int, int],
     names: dict[int, str],
     points: int,
-    marked: frozenset | set = frozenset(),
-    shown: Mapping[int, list[Image.Image]] = MappingProxyType({}),
+    marked: set[int],
 ) -> Image.Image:
     picture = Image.new("RGB", (size[0] * SCALE, size[1] * SCALE), PAPER)
     pen = ImageDraw.Draw(picture)
@@ -128,9 +77,7 @@ def _draw(
     font = ImageFont.load_default(points * SCALE)
     for box in workflow.nodes:
         inside = _card(pen, box, frames[box.id], names[box.id], font, box.id in marked)
-        if inside and box.id in shown:
-            _show(picture, shown[box.id], inside)
-        elif inside:
+        if inside:
             _sign(pen, box.kind, inside)
     return picture.resize(size, Image.Resampling.LANCZOS)
 
@@ -177,7 +124,7 @@ def _card(pen: ImageDraw.ImageDraw, box: Box, frame: Frame, name: str, font, mar
     dark, light = COLOURS.get(box.kind, ("#2b2d33", "#454852"))
     edge, corner = (BRIGHT, 3) if marked else (LINE, 1), 6 * SCALE
     pen.rounded_rectangle(frame, corner, fill=_hex(light), outline=edge[0], width=edge[1] * SCALE)
-    lines = _wrap(name, font, right - left - 8 * SCALE)
+    lines = wrap(name, font, right - left - 8 * SCALE)
     height = int(font.size * 1.25)
     head = top + height * len(lines) + 5 * SCALE
     inner = edge[1] * SCALE
@@ -190,19 +137,6 @@ def _card(pen: ImageDraw.ImageDraw, box: Box, frame: Frame, name: str, font, mar
         return None
     x, y = (left + right - side) // 2, (head + bottom - side) // 2
     return x, y, x + side, y + side
-
-
-def _show(picture: Image.Image, shown: list[Image.Image], frame: Frame) -> None:
-    """Pictures one above the other; four and more in two columns."""
-    left, top, right, bottom = frame
-    columns = 2 if len(shown) > 3 else 1
-    width, height = (right - left) // columns, (bottom - top) // -(-len(shown) // columns)
-    gap = SCALE if len(shown) > 1 else 0
-    for number, one in enumerate(shown):
-        row, column = divmod(number, columns)
-        small = ImageOps.contain(one, (width - (gap if columns > 1 else 0), height - gap))
-        x, y = left + column * width + (width - small.width) // 2, top + row * height + (height - small.height) // 2
-        picture.paste(small, (x, y))
 
 
 def _sign(pen: ImageDraw.ImageDraw, kind: str, frame: Frame) -> None:
@@ -248,7 +182,7 @@ def _grid(pen: ImageDraw.ImageDraw, frame: Frame, masked: bool) -> None:
                 pen.rectangle(place, fill=CELLS[(row * 4 + row * row + column + column * column * 2) % len(CELLS)])
 
 
-def _wrap(text: str, font, width: int) -> list[str]:
+def wrap(text: str, font, width: int) -> list[str]:
     """Lines of whole words that fit; a word that does not fit alone is broken at a hyphen, or a capital letter."""
     lines: list[str] = []
     whole = text.replace("-", "- ").split()

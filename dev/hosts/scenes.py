@@ -34,6 +34,9 @@ _HERO = Thing("diamond", "purple", "large", "left")
 _CIRCLE, _SQUARE = FIRST.things
 _YELLOW = FIRST.with_things((replace(_CIRCLE, colour="yellow"), _SQUARE))
 
+_BESIDE = Scene((Thing("circle", "yellow", "small", "left"), Thing("square", "green", "large", "right")), "blue")
+_ALONE = Scene((Thing("triangle", "red", "large", "centre"),), "yellow")
+
 
 def _drawn(scene: Scene) -> str:
     first, second = scene.things
@@ -48,10 +51,10 @@ PROMPTS = {
     "edit": "make the circle yellow",
     "edit-a-part": "make the circle yellow",
     "outpaint": "a large black circle to the left of a small orange square on a purple background",
-    "four-variations": _drawn(_PAIR),
+    "four-variations": "a large red triangle in the centre on a yellow background",
     "edit-two-references": "put the star of the second image into the first",
     "image-qa": "Describe the picture.",
-    "sprint-side-by-side": _drawn(_PAIR),
+    "sprint-side-by-side": "a small yellow circle to the left of a large green square on a blue background",
     "turbo-and-normal": _drawn(_PAIR),
     "decoder-with-ksampler": _drawn(_PAIR),
     "edit-keeps-the-photo": "make the circle yellow",
@@ -68,10 +71,10 @@ SHOWN = {
     "edit": [_YELLOW],
     "edit-a-part": [_YELLOW],
     "outpaint": [replace(FIRST, grid=(8, 8))],
-    "four-variations": [_PAIR] * 4,
+    "four-variations": [_ALONE] * 4,
     "edit-two-references": [FIRST.with_things((*FIRST.things, *SECOND.things))],
     "image-qa": [],
-    "sprint-side-by-side": [_PAIR, _PAIR],
+    "sprint-side-by-side": [_BESIDE, _BESIDE],
     "turbo-and-normal": [_PAIR, _PAIR],
     "decoder-with-ksampler": [_PAIR, _PAIR],
     "edit-keeps-the-photo": [_YELLOW],
@@ -111,13 +114,13 @@ class Tried:
     drawn: str = ""
 
 
-_ALONE = Scene((Thing("circle", "green", "small", "left"),), "white")
+_SECOND = Scene((Thing("circle", "green", "small", "left"),), "white")
 TRIED = {
     "edit": Tried((_PAIR,), "make the blue star yellow", _EDITED),
     "edit-two-references": Tried(
-        (_PAIR, _ALONE),
+        (_PAIR, _SECOND),
         "put the circle of the second image into the first",
-        _PAIR.with_things((*_ALONE.things, *_PAIR.things)),
+        _PAIR.with_things((*_SECOND.things, *_PAIR.things)),
         drawn="a small green circle on the left on a white background",
     ),
     "image-qa": Tried((_PAIR,), "Describe the picture.", said=description(_PAIR)),

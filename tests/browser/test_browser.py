@@ -56,12 +56,35 @@ def test_a_template_opens_whole(canvas, comfyui, name):
 
 def test_each_of_our_links_has_a_colour_of_its_own_and_text_can_be_read(canvas):
     canvas.open_template("edit-two-references")
-    found = canvas.page.evaluate(
+    shown = (
         "['LLADA_UNI', 'LLADA_TOKENS', 'LLADA_SAMPLING', 'LLADA_SPRINT'].map("
         "kind => app.canvas.default_connection_color_byType[kind])"
     )
-    assert found == ["#5b6fc9", "#e39b3b", "#4fa3a5", "#c46fa8"]
+    palette = "name => app.extensionManager.setting.set('Comfy.ColorPalette', name)"
+    ours = ["#5b6fc9", "#e39b3b", "#4fa3a5", "#c46fa8"]
+    assert canvas.page.evaluate(shown) == ours
     assert canvas.page.evaluate("app.canvas.ds.scale") > 0.6  # below, the front end blanks all text
+    canvas.page.evaluate(palette, "light")
+    canvas.page.wait_for_timeout(2000)
+    canvas.shot("light")
+    try:
+        assert canvas.page.evaluate(shown) == ours
+    finally:
+        canvas.page.evaluate(palette, "dark")
+
+
+@pytest.mark.parametrize(("value", "at"), [({"prompt": " "}, "prompt"), ({"width": 1000}, "width")])
+def test_a_refused_input_is_said_once_at_that_input(canvas, value, at):
+    canvas.open_template("text-to-image")
+    canvas.set("LLaDAUniLoader", checkpoint=CHECKPOINT_NAME)
+    canvas.set("LLaDAUniSample", **value)
+    canvas.press_run()
+    canvas.page.wait_for_function("Object.keys(app.lastNodeErrors ?? {}).length > 0", timeout=30_000)
+    canvas.page.wait_for_timeout(1500)
+    canvas.shot(f"refused-{at}")
+    (refused,) = canvas.page.evaluate("Object.values(app.lastNodeErrors)")
+    assert [error["extra_info"]["input_name"] for error in refused["errors"]] == [at]
+    assert refused["errors"][0]["details"].startswith(f"{at} - {at}: found")
 
 
 def as_queued(canvas) -> dict:

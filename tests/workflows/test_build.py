@@ -4,8 +4,8 @@ import pytest
 from PIL import Image, ImageChops, ImageStat
 
 from dev.build import decoder_workflows
-from dev.build.pictures import draw_thumbnail
 from dev.build.showcase import pictures_of, pictures_on_server
+from dev.build.thumbnails import draw_thumbnail
 
 REMEDY = "run `python -m dev.build.build_workflows`"
 
