@@ -51,13 +51,12 @@ def _worker(settings: Settings, attempts: Any) -> type[Worker]:
 
 
 @contextmanager
-def joined(address: str | None, pretend: tuple[int | None, int | None] = (None, None)) -> Iterator[list[Machine]]:
+def joined(address: str | None) -> Iterator[list[Machine]]:
     """Ray's machines, while the context lasts.
 
     Args:
         address: of a cluster, as ray.init takes it ("ray://...", "host:6379", "auto" for the one of this machine);
             None starts Ray in this machine alone, for this run.
-        pretend: processors and GPUs to pretend that this machine has, for trying out; None counts them.
 
     Raises:
         Stopped: no cluster at that address.
@@ -67,14 +66,10 @@ def joined(address: str | None, pretend: tuple[int | None, int | None] = (None, 
     try:
         if address is None:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would send them to its makers
-            cpus, gpus = pretend
             ray.init(
                 address="local",
-                num_cpus=cpus,
-                num_gpus=gpus,
                 include_dashboard=False,
                 object_store_memory=STORE,
-                _node_ip_address="127.0.0.1",  # nobody else's business
                 logging_level=logging.ERROR,
             )
         else:
