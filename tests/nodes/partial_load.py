@@ -146,7 +146,7 @@ management.load_models_gpu = loads
 there = work(quantized)
 management.unload_all_models()
 for patcher in quantized.manager.patchers():
-    patcher.partially_load(patcher.load_device, extra_memory=patcher.model_size() // 3)
+    patcher.partially_load(patcher.load_device, extra_memory=patcher.model_size() // 20)
 management.load_models_gpu = load_models_gpu
 banks = [m for p in quantized.manager.patchers() for m in away(p) if isinstance(m, casting.CastExpertBank)]
 report["quantized banks away"] = sum(bank.form.name == "int4" for bank in banks)
