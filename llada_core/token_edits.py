@@ -15,6 +15,8 @@ from .image_tokens import ImageTokens
 
 log = logging.getLogger(__name__)
 
+MOST_PIXELS = 2**28  # of a mask, 16,384 each way: an expanded tensor may claim any number of them
+
 
 def touched_cells(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """The cells that a mask touches.
@@ -29,13 +31,15 @@ def touched_cells(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
         bool [height, width].
 
     Raises:
-        InputError: no tensor of that shape, or values that are not finite.
+        InputError: no tensor of that shape, too many pixels, or values that are not finite.
     """
     expected, remedy = "one mask [height, width]", "Connect a mask of the picture."
     check_kind("mask", mask, torch.Tensor, expected, remedy)
     plain = mask[0] if mask.ndim == 3 and len(mask) == 1 else mask
     if plain.ndim != 2 or 0 in plain.shape:
         raise InputError("mask", f"shape {list(mask.shape)}", expected, remedy)
+    if plain.numel() > MOST_PIXELS:
+        raise InputError("mask", f"shape {list(mask.shape)}", f"at most {MOST_PIXELS} pixels", "Scale the mask down.")
     plain = plain.float()
     if not bool(plain.isfinite().all()):
         raise InputError("mask", "values that are not finite", "values from 0 to 1", "Make the mask again.")

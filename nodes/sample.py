@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..llada_core.checks import MAX_SIDE, PIXELS, check_count, check_size, check_text
+from ..llada_core.checks import MAX_SIDE, PIXELS, check_count, check_seed, check_size, check_text
 from ..llada_core.image_tokens import ImageTokens, join
 from ..llada_core.options import IMAGE_STEPS, MAX_BATCH, MAX_GUIDANCE, MAX_STEPS, Guidance
 from . import host
@@ -186,6 +186,8 @@ class Sample(io.ComfyNode):
         run = runs[0]
         model, size = run["model"], run["batch_size"]
         check_count("batch_size", size, 1, MAX_BATCH)
+        for one in runs:
+            check_seed(one["seed"])
         choice = run["sampling"] or SamplingChoice()
         chance = choice.sampling.temperature > 0
         count = size if chance else 1
@@ -229,8 +231,8 @@ class Sample(io.ComfyNode):
 def _options(run: dict[str, Any]) -> tuple:
     """What must agree for runs to be one batch: all but prompt, size, seed and images."""
     own = ("prompt", "height", "width", "seed", "references", "tokens", "mask")
-    editing = run["references"] is not None
-    return editing, *((name, id(value) if name == "model" else value) for name, value in run.items() if name not in own)
+    options = {name: value for name, value in run.items() if name not in (*own, "model")}
+    return run["references"] is not None, id(run["model"]), host.key_of(options)
 
 
 def _mask_of(mask: torch.Tensor | None, index: int, count: int) -> torch.Tensor | None:

@@ -40,6 +40,9 @@ def _content(value: Any) -> Any:
     if isinstance(value, ImageTokens):
         return value.codebook_size, *(_content(grid) for grid in value.grids)
     if isinstance(value, torch.Tensor):
-        numbers = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-        return tuple(value.shape), str(value.dtype), hashlib.sha256(numbers.tobytes()).digest()
+        # What lies in memory, since an expanded tensor claims more; then how it is read.
+        extent = 1 + sum((size - 1) * step for size, step in zip(value.shape, value.stride(), strict=True))
+        held = value.detach().as_strided((extent if value.numel() else 0,), (1,)).cpu()
+        digest = hashlib.sha256(held.view(torch.uint8).numpy().data).digest()
+        return tuple(value.shape), value.stride(), str(value.dtype), digest
     return repr(value)

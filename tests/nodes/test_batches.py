@@ -126,6 +126,23 @@ def test_only_some_results_are_kept(in_process_host, drawing):
     assert recent.get(("key", 0)) is None
 
 
+def test_a_tensor_that_claims_more_than_it_holds_is_refused_by_name(in_process_host, graphs):
+    """120 GB by its shape, four bytes in memory: neither the key of a result nor an error may write it out."""
+    right = in_process_host.run({name: data for name, data in graphs.draw(side=64).items() if name == "load"})
+    huge = torch.zeros(1).expand(1, 100_000, 100_000, 3)
+    given = {"model": right["load"][0][0], "width": 64, "height": 64, "steps": 2, "guidance": 2.0, "seed": 0}
+    given |= {"prompt": "an owl", "thinking": False}
+    node = in_process_host.node_class("LLaDAUniSample")
+    for changes, said in (
+        ({"prompt": huge}, "prompt: found a value of type Tensor"),
+        ({"seed": huge}, "seed: found a value of type Tensor"),
+        ({"seed": [[1, 2]]}, r"seed: found \[1, 2\]"),
+        ({"steps": [huge, huge]}, "steps: found a value of type Tensor"),
+    ):
+        with pytest.raises(Exception, match=said):
+            node.execute(**{**given, **changes})
+
+
 def test_answers_one_by_one_are_one_call(in_process_host, graphs, monkeypatch):
     graph = graphs.draw(side=64)
     graph["batch"] = graphs.node("ImageBatch", image1=["decode", 0], image2=["decode", 0])
