@@ -204,7 +204,7 @@ def measurements(quality: Quality) -> dict[str, Callable[[], Tally]]:
 
 def sides(options: argparse.Namespace) -> dict[str, Callable[[], Tally]]:
     """The rows of the world that the checkpoint has learnt."""
-    model = opened(options.checkpoint, options.device, options.weights)
+    model = opened(options.checkpoint, options.device, options.weights, torch.float32 if options.float32 else None)
     normal = options.count if options.normal is None else options.normal
     if options.world == "signs":
         return quality_signs.measurements(
@@ -223,6 +223,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=16, help="prompts that are sampled side by side (signs)")
     parser.add_argument("--seed", type=int, default=0, help="of the prompts")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--float32", action="store_true", help="compute so, where bf16 is slow: on many CPUs")
     parser.add_argument("--weights", choices=WEIGHTS, default="as stored", help="bits that the backbone's weights have")
     parser.add_argument("--only", default="", help="only rows whose names begin so")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there, as the card shows it")

@@ -14,16 +14,17 @@ WEIGHTS = (*options.WEIGHTS, "3 bits", "2 bits")
 _GROUP = 64  # columns that share a scale and a zero
 
 
-def opened(folder: Path, device: str, weights: str = "as stored") -> LLaDAUni:
+def opened(folder: Path, device: str, weights: str = "as stored", dtype: torch.dtype | None = None) -> LLaDAUni:
     """Open a checkpoint on a device.
 
     Args:
         folder: of the checkpoint.
         device: where it runs.
         weights: one of WEIGHTS, of the backbone.
+        dtype: of activations; None takes the files' own.
     """
     ours = weights in options.WEIGHTS
-    manager = OneDevice(device, weights=weights if ours else "as stored")
+    manager = OneDevice(device, dtype, weights=weights if ours else "as stored")
     model = LLaDAUni(folder, manager)
     if not ours:
         module = manager.place("backbone", model.components["backbone"], lambda dtype: 0).module

@@ -24,6 +24,7 @@ _CELLS = 4  # each way, in which a patch's coverage is told
 _REVIVE_EVERY = 50
 _DEAD = 0.05  # uses a step, on the running mean, below which a code is moved
 _SAME = 0.945  # cosine above which two codes say the same
+_SHARPNESS = 20.0  # of the softmax over looks, by cosine
 _SERVED = 0.93  # cosine to the nearest code below which a latent is badly served
 
 
@@ -140,15 +141,36 @@ class VisionStage(Stage):
         middles = F.normalize(m.looks, dim=-1)[looks].view_as(free)
         apart = 1 - (free * middles).sum(-1)
         loss = loss + (apart * weight * torch.where(inked, 1.0, 3.0)).sum()
+        told_apart, found = self._told_apart(free.flatten(0, 1), looks, inked.flatten(), generator)
+        loss = loss + told_apart
         with torch.no_grad():
             right = (colour.argmax(-1) == batch["colour"]) & (kind.argmax(-1) == batch["kind"])
             right = right & ((cover > 0) == (batch["cover"] > 0.5)).float().mean(-1).gt(0.9)
             shown = {
                 "objects": (right & inked).sum() / inked.sum(),
                 "background": (right & ~inked).sum() / (~inked).sum(),
+                "nearest": found,
                 "codes": (m.uses > _DEAD).sum(),
             }
         return loss + extra, shown
+
+    def _told_apart(
+        self, free: torch.Tensor, looks: torch.Tensor, inked: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """How well features are nearest to the mean of their own look, of all looks; and the share of those that are.
+
+        A code is found by nearness, so it is nearness that has to tell looks apart, by a margin.
+        """
+        known = self.module.looks
+        chance = torch.rand(inked.shape, generator=generator, device=inked.device)
+        chosen = inked | (chance < inked.float().mean())  # of the ground about as many
+        near = _SHARPNESS * free[chosen] @ F.normalize(known, dim=-1).T
+        near = near.masked_fill(known.abs().sum(-1) == 0, -_SHARPNESS)
+        right = looks[chosen]
+        shown = inked[chosen]
+        with torch.no_grad():
+            found = ((near.argmax(-1) == right) & shown).sum() / shown.sum()
+        return F.cross_entropy(near, right), found
 
     @torch.no_grad()
     def _learn_looks(self, looks: torch.Tensor) -> None:

@@ -352,3 +352,17 @@ def test_several_optimizers_go_on_as_one(stage):
     kept, again = (one.parts[1].state[inner[0]]["momentum"] for one in (optimizer, other))
     assert torch.equal(kept, again)
     assert kept.abs().sum() > 0
+
+
+def test_features_are_judged_by_the_look_that_is_nearest(stage):
+    made = stage("vision")
+    generator = torch.Generator().manual_seed(0)
+    known = torch.nn.functional.normalize(torch.randn(made.module.looks.shape, generator=generator), dim=-1)
+    made.module.looks.copy_(known)
+    looks, inked = torch.arange(40), torch.arange(40) < 30
+    right, found = made._told_apart(known[:40], looks, inked, generator)
+    wrong, lost = made._told_apart(known[1:41], looks, inked, generator)
+    assert (float(found), float(lost)) == (1, 0)
+    assert right < 0.01 < wrong
+    made.module.looks[5] = 0  # never seen: no feature is near it
+    assert made._told_apart(known[:40], looks, inked, generator)[1] == pytest.approx(29 / 30)

@@ -26,7 +26,7 @@ SIGNS = Sizes(
     merges=768,
     dimensions=64,
     features=96,
-    free=900,
+    free=2_000,
     vision=sizes.SHAPES.vision | {"hidden_size": 160, "intermediate_size": 480, "num_heads": 5, "image_size": _PIXELS},
     vq={"num_embeddings": _CODES, "embed_dim": 48, "latent_channels": 160, "in_channels": 3},
     preprocessor=sizes.SHAPES.preprocessor
@@ -65,7 +65,7 @@ SIGNS = Sizes(
         },
         "cuda": {
             "vae": Schedule(6_000, 48, 1.5e-3, 0.07, 6_000),
-            "vision": Schedule(4_000, 128, 1e-3, 0.1, 24_000),
+            "vision": Schedule(12_000, 128, 1e-3, 0.1, 24_000),
             "decoder": Schedule(30_000, 32, 1e-3, 0.30, 6_000),
             "turbo": Schedule(6_000, 32, 3e-4, 0.07, 6_000),
             "backbone": Schedule(60_000, 64, 1.5e-3, 0.46, 100_000),
