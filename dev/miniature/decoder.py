@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from llada_core.decoder.conditioning import SigVQEmbedder, upsample
+from llada_core.decoder.conditioning import SigVQEmbedder
 from llada_core.decoder.decode import AXES_LENS
 from llada_core.decoder.flow import normal_times, turbo_times
 from llada_core.decoder.transformer import PATCH, STEM, SemanticDecoder
@@ -50,12 +50,6 @@ def build(world: World) -> nn.ModuleDict:
             nn.init.normal_(parameter, std=0.5)
     help_ = nn.ModuleDict({"code": nn.Linear(dim, sizes.codes), "place": nn.Linear(dim, sum(widths(world)))})
     return nn.ModuleDict({"embedder": embedder, "transformer": transformer, "help": help_})
-
-
-def features(embedder: SigVQEmbedder, codes: torch.Tensor) -> torch.Tensor:
-    """Codes [n, h, w] -> features [n, 4·h·w, FEATURES], as the embedder gives them for one."""
-    grid = embedder.outer(F.silu(embedder.inner(embedder.codes(codes))))
-    return upsample(grid.permute(1, 2, 0, 3)).permute(2, 0, 1, 3).flatten(1, 2)
 
 
 def velocity(
@@ -130,7 +124,7 @@ class DecoderStage(Stage):
         t = torch.where(even, u, u / (6 - 5 * u))
         noise = torch.randn(clean.shape, generator=generator, device=device)
         at = t.view(-1, 1, 1, 1, 1)
-        conditions = features(self.module["embedder"], codes)
+        conditions = self.module["embedder"](codes)
         nothing = torch.rand(n, generator=generator, device=device) < _NOTHING
         conditions = torch.where(nothing[:, None, None], torch.zeros_like(conditions), conditions)
         v, states = velocity(self.module["transformer"], (1 - at) * noise + at * clean, t, conditions)
@@ -181,7 +175,7 @@ class TurboStage(DecoderStage):
         """Mean squared error of the clean latents that each round estimates."""
         clean, codes = self._draw(batch, generator)
         n, device = len(clean), clean.device
-        model, conditions = self.module["transformer"], features(self.module["embedder"], codes)
+        model, conditions = self.module["transformer"], self.module["embedder"](codes)
         times = torch.tensor(turbo_times(TURBO_ROUNDS)[:-1], device=device)
         index = torch.randint(TURBO_ROUNDS, (n,), generator=generator, device=device)
 
@@ -210,7 +204,7 @@ class TurboStage(DecoderStage):
 def sampled_error(stage: DecoderStage, generator: torch.Generator, steps: int = 50) -> float:
     """Mean squared error of sampled latents (normal sampler, no guidance) to the true ones, for a batch."""
     clean, codes = stage._draw({"grid": 0}, generator)
-    conditions = features(stage.module["embedder"], codes)
+    conditions = stage.module["embedder"](codes)
     x = torch.randn(clean.shape, generator=generator, device=clean.device)
     times = normal_times(steps)
     for t, after in pairwise(times):

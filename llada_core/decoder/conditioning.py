@@ -44,7 +44,7 @@ class SigVQEmbedder(nn.Module):
         self.outer = nn.Linear(hidden, features)
 
     def forward(self, grid: torch.Tensor) -> torch.Tensor:
-        """Codes [h, w] int64 on the compute device -> features [4·h·w, features] of the grid up-sampled 2x.
+        """Codes [..., h, w] int64 on the compute device -> features [..., 4·h·w, features] of the grid up-sampled 2x.
 
         Raises:
             InputError: features beyond the range of the weights' type.
@@ -54,12 +54,12 @@ class SigVQEmbedder(nn.Module):
         features = self.outer(F.silu(self.inner(self.codes(grid))))
         if not bool(features.isfinite().all()):
             raise nonfinite_error("sigvq", self, features.dtype, "features")
-        return upsample(features).flatten(0, 1)
+        return upsample(features).flatten(-3, -2)
 
 
 def upsample(grid: torch.Tensor, factor: int = UPSAMPLING) -> torch.Tensor:
-    """Nearest-neighbour up-sampling of the first two axes: [h, w, ...] -> [factor·h, factor·w, ...]."""
-    return grid.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+    """Nearest-neighbour up-sampling: [..., h, w, features] -> [..., factor·h, factor·w, features]."""
+    return grid.repeat_interleave(factor, -3).repeat_interleave(factor, -2)
 
 
 def open_embedder(folder: Path) -> Component:

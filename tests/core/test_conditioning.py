@@ -34,10 +34,10 @@ def test_features_are_those_of_the_upsampled_codes(folder, tensors):
 
 @pytest.mark.parametrize("factor", [1, 2, 3])
 def test_upsampling_is_nearest_neighbour(factor):
-    grid = torch.arange(12.0).reshape(3, 4)
-    expected = F.interpolate(grid[None, None], scale_factor=factor, mode="nearest")[0, 0]
-    assert torch.equal(upsample(grid, factor), expected)
-    assert torch.equal(upsample(grid[..., None], factor)[..., 0], expected)
+    grids = torch.arange(48.0).reshape(2, 3, 4, 2)
+    expected = F.interpolate(grids.movedim(-1, 1), scale_factor=factor, mode="nearest").movedim(1, -1)
+    assert torch.equal(upsample(grids, factor), expected)
+    assert torch.equal(upsample(grids[1], factor), expected[1])
 
 
 def test_sizes_come_from_the_file(tmp_path):
@@ -47,7 +47,9 @@ def test_sizes_come_from_the_file(tmp_path):
     component = open_embedder(tmp_path)
     assert component.bytes(torch.float32) == 4 * (7 * 3 + 5 * 3 + 5 + 4 * 5 + 4)
     grid = torch.tensor([[6, 0]])
-    assert torch.equal(component.load(torch.float32)(grid), source(grid))
+    loaded = component.load(torch.float32)
+    assert torch.equal(loaded(grid), source(grid))
+    assert torch.equal(loaded(grid.expand(2, 1, 2)), source(grid).expand(2, 8, 4)), "a batch is its pictures"
 
 
 class Trap:

@@ -156,7 +156,7 @@ def test_the_decoder_is_trained_as_the_engine_runs_it(world):
     codes = torch.randint(512, (2, rows, columns))
     x, t = torch.randn(2, 16, 1, 4 * rows, 4 * columns), torch.tensor([0.2, 0.9])
     with torch.no_grad():
-        ours, _ = decoder.velocity(model["transformer"], x, t, decoder.features(model["embedder"], codes))
+        ours, _ = decoder.velocity(model["transformer"], x, t, model["embedder"](codes))
         for i in range(2):
             condition = model["transformer"].condition(model["embedder"](codes[i]), x.shape[-2:])
             engine = model["transformer"].velocity(x[i : i + 1], float(t[i]), condition)
