@@ -152,7 +152,7 @@ def sprint_side_by_side() -> list[Column]:
     options = Box("LLaDAUniSprint")
     plain = Box("LLaDAUniSample", {"model": model, "prompt": POSTER}, title="Sample, plain")
     fast = Box("LLaDAUniSample", {"model": model, "prompt": POSTER, "sprint": options}, title="Sample, with SPRINT")
-    decodes = [Box("LLaDAUniDecode", {"model": model, "tokens": tokens}) for tokens in (plain, fast)]
+    decodes = [Box("LLaDAUniDecode", {"model": model, "tokens": tokens}, height=448) for tokens in (plain, fast)]
     saves = [
         Box("SaveImage", {"images": decode, "filename_prefix": f"llada-uni/{name}"}, title=title)
         for decode, name, title in zip(decodes, ("plain", "sprint"), ("Plain", "With SPRINT"), strict=True)
@@ -227,19 +227,19 @@ def miniature() -> list[Column]:
     sample = Box("LLaDAUniSample", {"model": model, "prompt": prompt, **size}, title="Sample: draw")
     change = {"model": model, "prompt": "make the blue star yellow", "guidance": 4.0, "references": sample, **size}
     edit = Box("LLaDAUniSample", change, title="Sample: edit")
-    decodes = [Box("LLaDAUniDecode", {"model": model, "tokens": tokens}) for tokens in (sample, edit)]
+    decodes = [Box("LLaDAUniDecode", {"model": model, "tokens": tokens}, height=448) for tokens in (sample, edit)]
     question = "Describe the picture."
-    ask = Box("LLaDAUniImageQA", {"model": model, "question": question, "image": decodes[1]})
+    ask = Box("LLaDAUniImageQA", {"model": model, "question": question, "image": decodes[1]}, height=336)
     saves = [
         Box(
             "SaveImage",
             {"images": decode, "filename_prefix": f"llada-uni/miniature-{name}"},
             name.capitalize(),
-            height=270,
+            height=265,
         )
         for decode, name in zip(decodes, ("drawn", "edited"), strict=True)
     ]
-    answer = Box("PreviewAny", {"source": ask}, title="Answer", height=140)
+    answer = Box("PreviewAny", {"source": ask}, title="Answer", height=122)
     text = (
         "**Nothing to download:** the miniature comes with the pack and takes seconds on any machine. Queue this.\n\n"
         "It draws a picture, edits its tokens without decoding them in between, and asks about the result.\n\n"

@@ -34,12 +34,12 @@ WIDE = ("LLaDAUniSample", "LLaDAUniInterleave", "LLaDAUniImageQA", "SaveImage", 
 WIDTHS = dict.fromkeys(WIDE, 390) | {"MarkdownNote": 340}
 NARROW = 310  # of all others
 BESIDE_THE_MAP = 316  # below the first of a fourth column: the front end's map lies over that corner
-HEIGHTS = {"LoadImage": 300, "SaveImage": 400, "PreviewImage": 400, "PreviewAny": 300}  # what shows a picture or text
+HEIGHTS = {"LoadImage": 330, "SaveImage": 400, "PreviewImage": 400, "PreviewAny": 300}  # what shows a picture or text
 PROMPT_LINE, PROMPT_LETTER, PROMPT_LEAST = 16, 6.6, 56  # pixels of a line and a letter of a prompt; of its box
 ROOM = {  # below or beside the widgets, for what a node shows while it runs: progress, text, preview
-    "LLaDAUniSample": 275,
+    "LLaDAUniSample": 262,
     "LLaDAUniInterleave": 290,
-    "LLaDAUniDecode": 285,
+    "LLaDAUniDecode": 312,  # the newer canvas wants more than the classic one
     "LLaDAUniImageQA": 60,
     "LLaDAUniLoader": 12,  # what the newer canvas needs for its line "Show advanced inputs"
     "LLaDAUniDecoderSchedule": 12,

@@ -19,6 +19,11 @@ def test_the_template_browser_shows_our_templates_with_thumbnails(canvas):
     cards = canvas.open_templates()
     canvas.page.wait_for_timeout(2000)
     canvas.shot("templates")
+    for _ in NAMES:  # older front ends list a dozen, and more as one scrolls
+        if cards.count() < len(NAMES):
+            cards.last.scroll_into_view_if_needed()
+            canvas.page.mouse.wheel(0, 2000)
+            canvas.page.wait_for_timeout(800)
     listed = [card.get_attribute("data-testid").removeprefix("template-workflow-") for card in cards.all()]
     script = (GRAPHS.parents[1] / "web" / "templates.js").read_text(encoding="utf-8")
     assert sorted(listed) == NAMES
@@ -238,6 +243,10 @@ def test_a_note_that_was_written_anew_stays(canvas):
         canvas.page.evaluate(LANGUAGE, "en")
 
 
+KNOWN_SETTING = """([id, value]) => {
+  const setting = app.extensionManager.setting;
+  if (setting.get(id) !== undefined) return setting.set(id, value);
+}"""
 APART = """() => {
   const {scale, offset} = app.canvas.ds, at = app.canvas.canvas.getBoundingClientRect(), found = [];
   const map = document.querySelector("[data-testid='minimap-container']")?.getBoundingClientRect();
@@ -259,10 +268,11 @@ APART = """() => {
 
 @pytest.mark.parametrize("newer", [False, True], ids=["classic", "nodes-2.0"])
 def test_nothing_lies_over_a_node_in_either_look(canvas, comfyui, newer):
-    look = "newer => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', newer)"
+    if newer and not (comfyui / "app" / "subgraph_manager.py").exists():
+        pytest.skip("the newer look of this front end was unfinished")
     canvas.page.set_viewport_size({"width": 1600, "height": 1000})
-    canvas.page.evaluate(look, newer)
-    canvas.page.evaluate("app.extensionManager.setting.set('Comfy.RightSidePanel.IsOpen', false)")  # others opened it
+    canvas.page.evaluate(KNOWN_SETTING, ["Comfy.VueNodes.Enabled", newer])
+    canvas.page.evaluate(KNOWN_SETTING, ["Comfy.RightSidePanel.IsOpen", False])  # other tests open it
     try:
         canvas.page.wait_for_timeout(500)
         canvas.page.reload()
@@ -273,12 +283,10 @@ def test_nothing_lies_over_a_node_in_either_look(canvas, comfyui, newer):
             graph = json.loads((GRAPHS.parent / f"{name}.json").read_text())
             canvas.page.evaluate("graph => app.loadGraphData(graph, true, true, null)", graph)
             canvas.page.wait_for_timeout(1500)
-            if newer and not canvas.page.locator("[data-node-id]").count():
-                pytest.skip("this front end has one look")
             canvas.shot(f"{'newer' if newer else 'classic'}-{name}")
             assert canvas.page.evaluate(APART) == [], name
     finally:
-        canvas.page.evaluate(look, False)
+        canvas.page.evaluate(KNOWN_SETTING, ["Comfy.VueNodes.Enabled", False])
 
 
 def test_a_blueprint_is_one_node_that_draws(canvas, comfyui):

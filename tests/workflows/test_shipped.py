@@ -155,7 +155,7 @@ def test_a_template_opens_readable(graph):
     width = max(x + w for x, _, w, _ in frames) - min(x for x, _, _, _ in frames)
     height = max(y + h for _, y, _, h in frames) - min(y for _, y, _, _ in frames)
     assert width <= 2020  # on a screen of 1600 x 1000
-    assert height <= 1345
+    assert height <= 1296  # ComfyUI 0.3.64 fits it into 741 of a screen of 1000, and blanks text below 0.571
     assert len(frames) <= 4
 
 
