@@ -28,6 +28,7 @@ REFUSED, ERROR, RIGHT, HOST, FAULT = (
 )
 CLEAR = ("InputError", "CheckpointError")
 RUN_SECONDS = 90  # a run that takes longer is interrupted, and has to end then
+LAST_SECONDS = 30  # of pixels of a picture as large as a graph may ask for, which are one call of the VAE
 SILENT_SECONDS = 60
 ANYTHING = Path(__file__).with_name("anything")
 SEEDED = ("LLaDAUniSample", "LLaDAUniImageQA", "LLaDAUniInterleave")
@@ -89,7 +90,8 @@ class ServerHost:
             timer.cancel()
         if run.status == "interrupted":
             took = time.monotonic() - began
-            return Outcome(RIGHT if took < RUN_SECONDS + 10 else FAULT, f"interrupted, ended after {took:.1f} s")
+            in_time = took < RUN_SECONDS + LAST_SECONDS
+            return Outcome(RIGHT if in_time else FAULT, f"interrupted, ended after {took:.1f} s")
         if run.status == "error":
             node, kind = run.error.get("node_type", ""), run.error.get("exception_type", "").rpartition(".")[2]
             text = f"{node}: {kind}: {run.error.get('exception_message', '')}"[:300]
