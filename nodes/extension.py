@@ -13,6 +13,7 @@ from .load import Loader
 from .native_decoder import NODES as NATIVE_DECODER
 from .options import SamplingNode, SprintNode
 from .sample import Sample
+from .sockets import only_known_inputs
 from .token_edits import CropTokens, PadTokens, PasteTokens, PreviewTokens
 from .token_files import JoinTokens, LoadTokens, SaveTokens
 from .vary import Vary
@@ -28,7 +29,7 @@ class LLaDAUniExtension(ComfyExtension):
         missing = host.zimage_missing()
         if missing:
             log.info("LLaDA-Uni: Load Decoder and the nodes around it are not offered: %s", missing)
-        return [
+        nodes: tuple[type[io.ComfyNode], ...] = (
             Loader,
             Encode,
             Sample,
@@ -46,4 +47,5 @@ class LLaDAUniExtension(ComfyExtension):
             PasteTokens,
             PreviewTokens,
             *(() if missing else NATIVE_DECODER),
-        ]
+        )
+        return [only_known_inputs(node) for node in nodes]

@@ -5,6 +5,8 @@ it, and so does what an output of any type hands on; the first is refused in val
 """
 
 from collections.abc import Callable, Mapping
+from functools import wraps
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +42,34 @@ SOCKETS = {
     io.Image.io_type: Socket(torch.Tensor, "images", "Connect Load Image or another node that gives images."),
     io.Mask.io_type: Socket(torch.Tensor, "a mask", "Connect Load Image (mask), Pad Image Tokens, or nothing."),
 }
+
+
+def only_known_inputs(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
+    """The node, which refuses by name what its schema has not, and says what is missing.
+
+    A host drops values of unknown inputs but hands on what a link to one brings, and runs, unchecked, the node that
+    such a link comes from.
+    """
+    execute = vars(node)["execute"].__func__
+    schema = node.define_schema()
+    known = [spec.id for spec in schema.inputs]
+    parameters = dict(list(signature(execute).parameters.items())[1:])
+    defaults = {name for name, of in parameters.items() if of.default is not of.empty}
+
+    @wraps(execute)
+    def checked(cls: type[io.ComfyNode], *first: Any, **inputs: Any) -> io.NodeOutput:
+        inputs |= dict(zip(parameters, first, strict=False))
+        for name in inputs:
+            if name not in known:
+                expected = f"the inputs of {schema.display_name}: {', '.join(known)}"
+                raise InputError(shown(name), "an input that this node has not", expected, "Remove its link.")
+        for name in known:
+            if name not in inputs and name not in defaults:
+                raise InputError(name, "nothing", f"an input of {schema.display_name}", "Connect or set it.")
+        return execute(cls, **inputs)
+
+    node.execute = classmethod(checked)
+    return node
 
 
 def complaint(

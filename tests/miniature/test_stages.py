@@ -40,6 +40,15 @@ from llada_core.vision.preprocess import Normalisation, PixelBudgets, prepare
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Several add the gradients of an embedding up in an order of their own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_loss_falls_on_a_fixed_batch(stage, name):
     made = stage(name)

@@ -244,3 +244,17 @@ def test_impossible_numbers_and_names_are_answered_with_400(comfy_server, graphs
     graph["keep"] = graphs.node("LLaDAUniSaveTokens", tokens=["sample", 0], filename_prefix="nul\0")
     graph = {name: graph[name] for name in ("load", "sample", "keep")}
     assert "filename_prefix: found" in refused(comfy_server, graph)
+
+
+def test_what_a_link_to_no_input_brings_is_refused_by_name(in_process_host):
+    """A host hands it on, and runs what it comes from without a look at its inputs."""
+    loader = in_process_host.node_class("LLaDAUniLoader")
+    with pytest.raises(
+        Exception, match="'references': found an input that this node has not; expected the inputs of Load"
+    ):
+        loader.execute(checkpoint="tiny", precision="auto", attention="auto", references=1)
+    for node in in_process_host.node_ids:
+        cls = in_process_host.node_class(node)
+        needed = [spec.id for spec in cls.define_schema().inputs if not spec.optional]
+        with pytest.raises(Exception, match=rf"({'|'.join(needed)}): found (nothing|None); expected"):
+            cls.execute()
