@@ -14,19 +14,22 @@ from .checkpoint.component import Component
 from .checkpoint.weights import read_json
 from .decoder.decode import LATENTS, VAE_FILE, decoder_file
 from .decoder.flow import WARP, guide, noise_stream
-from .decoder.zimage_form import to_zimage_form
+from .decoder.zimage_form import quantize_layers, to_zimage_form
 from .engine import LLaDAUni
 from .errors import InputError
 from .image_tokens import ImageTokens
+from .quantization.choices import asked_form
 
 __all__ = [
     "DECODERS",
     "DecoderFiles",
     "VAEFiles",
+    "asked_form",
     "decoder_files",
     "features_of",
     "guide",
     "noise_stream",
+    "quantize_layers",
     "to_zimage_form",
     "vae_files",
 ]

@@ -98,7 +98,9 @@ class TokensToConditioning(io.ComfyNode):
         from .host.zimage import decoder as zimage
 
         features, shape = features_of(model, tokens)
-        positive, negative = ([[given, {}]] for given in (features, features.new_zeros(features.shape)))
+        # ComfyUI 0.4.0 reads pooled_output without asking whether it is there.
+        sides = (features, features.new_zeros(features.shape))
+        positive, negative = ([[side, {"pooled_output": None}]] for side in sides)
         h, w = tokens.sizes[0]
         return io.NodeOutput(positive, negative, zimage.empty_latent(shape), w * PIXELS, h * PIXELS)
 

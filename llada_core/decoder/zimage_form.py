@@ -4,6 +4,7 @@ The checkpoint's decoders have diffusers' names and one matrix each for queries,
 and vision keys); Z-Image's release has one for all three. Nothing but names and that fusing differs.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import NoReturn
 
@@ -11,7 +12,7 @@ import torch
 
 from ..checkpoint.component import Component
 from ..errors import CheckpointError, InputError
-from ..quantization.formats import METADATA_SUFFIX, FP8Block, Int8, decode_metadata
+from ..quantization.formats import METADATA_SUFFIX, Format, FP8Block, Int8, decode_metadata, encode_metadata
 
 _STARTS = {
     "semantic_embedder.": "cap_embedder.",
@@ -24,6 +25,8 @@ _PARTS = {
     ".attention.to_out.0.": ".attention.out.",
 }
 _SPLIT, _FUSED = (".attention.to_q.", ".attention.to_k.", ".attention.to_v."), ".attention.qkv."
+# What is quantized of a decoder (quantization/choices.py), under the release's names.
+_LAYER = re.compile(r"(layers|noise_refiner|context_refiner)\.\d+\.(attention\.(qkv|out)|feed_forward\.w[123])\.weight")
 _ANCHOR = "x_pad_token"  # every such file has it, under this name behind whatever prefix a host gave
 _REMEDY = "Convert the decoder again, with a scale a row (int8), or use the one that it was made from."
 
@@ -94,6 +97,28 @@ def to_zimage_form(tensors: Mapping[str, torch.Tensor], label: str) -> dict[str,
         elif part == _SPLIT[0]:
             before, after = key.split(part)
             found[zimage_name(key)] = _fused(plain, before, after, label)
+    return found
+
+
+def quantize_layers(
+    tensors: Mapping[str, torch.Tensor], form: Format, compute: torch.device | str = "cpu"
+) -> dict[str, torch.Tensor]:
+    """A decoder's tensors in the release's form with the dense matrices of its blocks stored in another.
+
+    Args:
+        form: with `comfy_quant` metadata, as hosts need it.
+        compute: where to quantize; results lie where the weights do.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for key, tensor in tensors.items():
+        layer = key.removesuffix(".weight")
+        metadata = form.metadata(tuple(tensor.shape)) if _LAYER.fullmatch(key) else None
+        if metadata is None or f"{layer}.{METADATA_SUFFIX}" in tensors:
+            found[key] = tensor
+            continue
+        stored = form.quantize(tensor.to(compute), layer)
+        found |= {f"{layer}.{suffix}": value.to(tensor.device) for suffix, value in stored.items()}
+        found[f"{layer}.{METADATA_SUFFIX}"] = encode_metadata(metadata)
     return found
 
 

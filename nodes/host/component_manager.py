@@ -94,6 +94,11 @@ class HostComponentManager:
         """The type that weights are to have; None where that is left to files and device."""
         return self._dtype
 
+    @property
+    def weights(self) -> str:
+        """One of WEIGHTS: what layers become that are stored in more bits."""
+        return self._weights
+
     def patchers(self) -> list[ModelPatcher]:
         """The host's models of the parts that are loaded."""
         return [part.patcher for part in self._parts.values()]

@@ -6,7 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llada_core.decoder.zimage_form import check_zimage_form, is_zimage_form, to_zimage_form, zimage_name
+from llada_core.decoder.zimage_form import (
+    check_zimage_form,
+    is_zimage_form,
+    quantize_layers,
+    to_zimage_form,
+    zimage_name,
+)
 from llada_core.engine import LLaDAUni
 from llada_core.errors import CheckpointError, InputError
 from llada_core.image_tokens import ImageTokens
@@ -103,6 +109,25 @@ def test_blocks_of_fp8_become_dense(tensors):
     assert form[FUSED].dtype == torch.bfloat16
     dense = to_zimage_form(tensors, "decoder")[FUSED]
     assert (form[FUSED].float() - dense).norm() < 0.05 * dense.norm()
+
+
+def test_dense_layers_are_quantized_row_by_row_and_the_rest_stays(tensors):
+    form = to_zimage_form(tensors, "decoder")
+    given = quantize_layers(form, Int8())
+    again = to_zimage_form(quantized(tensors, Int8()), "decoder")
+    for suffix in ("weight", "weight_scale", "comfy_quant"):
+        assert torch.equal(given[f"layers.0.attention.qkv.{suffix}"], again[f"layers.0.attention.qkv.{suffix}"])
+    made = {key.rpartition(".")[0] for key in given if key.endswith("comfy_quant")}
+    assert made == {
+        f"{block}.{layer}"
+        for block in ("layers.0", "layers.1", "noise_refiner.0", "context_refiner.0")
+        for layer in ("attention.qkv", "attention.out", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
+    }
+    kept = [key for key in form if key.removesuffix(".weight") not in made]
+    assert all(given[key] is form[key] for key in kept)
+    twice = quantize_layers(given, Int8())
+    assert set(twice) == set(given)
+    assert all(twice[key] is given[key] for key in given)
 
 
 def test_parts_that_one_matrix_cannot_hold_are_refused(tensors):

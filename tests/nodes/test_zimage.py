@@ -99,6 +99,13 @@ def test_decoders_in_the_hosts_own_form_open(report):
     assert report["int8 in the host's names"] == 0
 
 
+def test_eight_bits_are_the_same_whoever_quantizes(report):
+    """The loader's choice, this pack's conversion, and files in the host's form hold the same numbers."""
+    assert report["8-bit in the loader, against int8"] == 0
+    assert report["converted, against int8"] == 0
+    assert report["8-bit, against Decode in 8-bit"] < 0.02
+
+
 def test_quantized_decoders_stay_near(report):
     """The host computes int8 layers in int8, rounding what goes in as well."""
     assert 0 < report["int8, against its dense weights"] < 0.02

@@ -17,6 +17,7 @@ from zimage_tools import (
     FILE,
     SEED,
     SETTINGS,
+    WORK,
     apart,
     draw,
     image_tokens,
@@ -125,7 +126,7 @@ def vae_and_memory(model) -> None:
     inside = decoder.model.process_latent_in(expected)
     report["latents inside"] = apart(inside, (expected - config.shift_factor) * config.scaling_factor)
     report["latents outside"] = apart(decoder.model.process_latent_out(inside), expected)
-    dtype, dim = decoder.model.get_dtype_inference(), model.components["decoder"].module.config.dim
+    dtype, dim = decoder.model.get_dtype(), model.components["decoder"].module.config.dim
     told = decoder.model.memory_required([2, 16, 128, 96], {"c_crossattn": [[2, 32 * 24 * 4, 48]]})
     shapes = decoder.model.extra_conds_shapes(cross_attn=torch.zeros(1, 80, 48))
     formula = management.xformers_enabled() or management.pytorch_attention_flash_attention()
@@ -196,8 +197,24 @@ def forms(dense: dict[str, torch.Tensor]) -> None:
     report["int8, against its dense weights"] = apart(ours, rounded)
     report["int8, against the whole"] = apart(ours, expected)
     report["int8 in the host's names"] = apart(drawn("int8-names", quantized(host_form, formats.Int8())), ours)
+    quantizing = open_model(weights="8-bit")
+    decoder, vae = load(quantizing, "normal")
+    latents = draw(quantizing, decoder, tokens, "normal")
+    report["8-bit in the loader, against int8"] = apart(latents, ours)
+    decoding = options.Decoding(turbo=False, seed=SEED)
+    report["8-bit, against Decode in 8-bit"] = apart(vae.decode(latents)[0], quantizing.decode(tokens, decoding)[0])
+    folder = converted()
+    report["converted, against int8"] = apart(draw(folder, load(folder, "normal")[0], tokens, "normal"), ours)
     blocks = quantized(dense, formats.FP8Block())
     report["blocks of FP8, against the whole"] = apart(drawn("blocks", blocks), expected)
+
+
+def converted():
+    """The checkpoint as this pack's own conversion writes it, decoders in int8."""
+    target = f"{WORK}/converted"
+    command = pack("llada_core.conversion.command")
+    assert command.main([CHECKPOINT, target, "--backbone", "keep", "--decoder", "int8"]) in (0, None)
+    return open_model(checkpoint=target)
 
 
 def refusals(dense: dict[str, torch.Tensor]) -> None:

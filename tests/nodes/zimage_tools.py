@@ -31,9 +31,9 @@ def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-def open_model(precision: str = "auto"):
+def open_model(precision: str = "auto", weights: str = "as stored", checkpoint: str = CHECKPOINT):
     """The checkpoint, in the host's memory management."""
-    return engine.LLaDAUni(Path(CHECKPOINT), managers.HostComponentManager(precision))
+    return engine.LLaDAUni(Path(checkpoint), managers.HostComponentManager(precision, weights))
 
 
 def tokens_of(model, *sizes: tuple[int, int]):

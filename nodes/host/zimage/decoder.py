@@ -23,7 +23,7 @@ from comfy.ldm.modules.diffusionmodules.mmdit import TimestepEmbedder
 from comfy.patcher_extension import WrappersMP
 
 from ....llada_core.errors import CheckpointError, InputError
-from ....llada_core.zimage import DecoderFiles, VAEFiles, to_zimage_form
+from ....llada_core.zimage import DecoderFiles, VAEFiles, asked_form, quantize_layers, to_zimage_form
 from ..component_manager import HostComponentManager
 from .sampling import draw_noise_as_decode
 from .vae import load_vae
@@ -56,7 +56,8 @@ def decoder_and_vae(
 ) -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.VAE]:
     """A decoder and the VAE as the host's; what another node of the same checkpoint still holds is not read again."""
     loaded_vae = manager.shared.get("vae") or load_vae(vae, manager.precision)
-    loaded = manager.shared.get(decoder.label) or load_decoder(decoder, vae.config, manager.precision)
+    found = manager.shared.get(decoder.label)
+    loaded = found or load_decoder(decoder, vae.config, manager.precision, manager.weights)
     manager.shared.update({"vae": loaded_vae, decoder.label: loaded})
     return loaded, loaded_vae
 
@@ -78,6 +79,7 @@ def load_decoder(
     files: DecoderFiles,
     vae_config: Mapping[str, Any],
     dtype: torch.dtype | None,
+    weights: str = "as stored",
     disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
     """Read a decoder into the host's Z-Image.
@@ -86,6 +88,7 @@ def load_decoder(
         files: the decoder's.
         vae_config: of the checkpoint's VAE, for the factors of its latents.
         dtype: of the weights; None lets the host choose, as it does for its other models.
+        weights: "as stored", or "8-bit" or "4-bit", which quantize dense layers to int8, in the host's own form.
         disable_dynamic: without DynamicVRAM; the host asks for it where a patch cannot work with it.
 
     Raises:
@@ -96,6 +99,9 @@ def load_decoder(
     if hasattr(comfy.utils, "convert_old_quants"):
         tensors, _ = comfy.utils.convert_old_quants(tensors, "", metadata=metadata)
     tensors = to_zimage_form(tensors, files.label)
+    form = asked_form(weights, files.label)
+    if form is not None:
+        tensors = quantize_layers(tensors, form, management.get_torch_device())
     _check_quantization(tensors, files.label)
     if dtype == torch.float16:
         _check_float16(tensors, files.label)
@@ -108,7 +114,7 @@ def load_decoder(
     else:
         patcher = _load_sized(tensors, config, dtype, disable_dynamic)
     _finish(patcher, files, vae_config)
-    patcher.cached_patcher_init = (load_decoder, (files, vae_config, dtype))  # how the host reads it once more
+    patcher.cached_patcher_init = (load_decoder, (files, vae_config, dtype, weights))  # how the host reads it once more
     return patcher
 
 
@@ -122,7 +128,7 @@ def _check_quantization(tensors: Mapping[str, torch.Tensor], label: str) -> None
             ", ".join(sorted(used - known)),
             f"layers quantized as {', '.join(sorted(known)) or 'nothing'}",
         )
-        remedy = "Update ComfyUI, or use the decoder that this one was made from."
+        remedy = "Update ComfyUI, or use dense weights: as stored in Load LLaDA-Uni, and files that are not quantized."
         raise CheckpointError(label, f"layers quantized as {found}", f"{expected}, which this ComfyUI reads", remedy)
 
 
@@ -181,9 +187,9 @@ def _load_sized(
 ) -> comfy.model_patcher.ModelPatcher:
     """What the host's own loading does, for sizes that its detection does not know."""
     made = comfy.supported_models.ZImage(config)
-    if any(key.endswith(".comfy_quant") for key in tensors):
+    quantized = any(key.endswith(".comfy_quant") for key in tensors)
+    if quantized:
         made.quant_config = comfy.utils.detect_layer_quantization(tensors, "")
-    quantized = made.quant_config is not None
     device, offload = management.get_torch_device(), management.unet_offload_device()
     if dtype is None:
         stored = None if quantized else comfy.utils.weight_dtype(tensors)
@@ -215,7 +221,7 @@ def _finish(patcher: comfy.model_patcher.ModelPatcher, files: DecoderFiles, vae_
     model.__class__ = Decoder
     model.evaluations = files.evaluations
     for module in model.diffusion_model.modules():
-        if isinstance(module, lumina.JointAttention) and module.qk_norm:
+        if isinstance(module, lumina.JointAttention) and hasattr(module.q_norm, "eps"):
             module.q_norm.eps = module.k_norm.eps = QK_EPS
     model.latent_format = model.model_config.latent_format = DecoderLatents(files.config, vae_config)
     model.model_config.sampling_settings["shift"] = files.shift
