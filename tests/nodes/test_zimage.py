@@ -83,6 +83,15 @@ def test_the_vae_is_the_hosts_class_with_the_checkpoints_factors(report):
     assert max(report[name] for name in ("VAE Encode", "latents inside", "latents outside")) < EXACT
 
 
+def test_a_vae_of_the_released_sizes_is_the_hosts_own_model(report):
+    assert report["released VAE is"] == "comfy"
+    assert max(report["released VAE"]) < EXACT
+
+
+def test_the_released_sizes_are_those_that_the_hosts_own_loading_finds(report):
+    assert report["detected"] == {"released": True, "theta": False, "layers": False}
+
+
 def test_the_host_is_told_of_the_memory_that_the_conditioning_takes(report):
     assert report["memory, of what is needed"] == pytest.approx(1)
     assert report["shapes before sampling"] == {"c_crossattn": [1, 80, 48]}

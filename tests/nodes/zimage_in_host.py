@@ -11,7 +11,7 @@ import weakref
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from zimage_tools import (
     CHECKPOINT,
     FILE,
@@ -20,6 +20,7 @@ from zimage_tools import (
     WORK,
     apart,
     draw,
+    front,
     image_tokens,
     load,
     load_from,
@@ -27,6 +28,7 @@ from zimage_tools import (
     open_model,
     pack,
     tokens_of,
+    zimage,
 )
 
 samplers = importlib.import_module("comfy.samplers")
@@ -35,6 +37,18 @@ custom = importlib.import_module("comfy_extras.nodes_custom_sampler")
 options, formats, form = (
     pack(f"llada_core.{name}") for name in ("options", "quantization.formats", "decoder.zimage_form")
 )
+VAE_FILE = "diffusion_pytorch_model.safetensors"
+FLUX_VAE = {
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "latent_channels": 16,
+    "layers_per_block": 2,
+    "scaling_factor": 0.3611,
+    "shift_factor": 0.1159,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
 report: dict = {}
 
 
@@ -148,6 +162,36 @@ def vae_and_memory(model) -> None:
     report["alive when nobody holds them"] = [ref() is not None for ref in alive]
 
 
+def released_vae() -> None:
+    """A VAE of the released sizes, random: the host's own model, not the library's."""
+    library = importlib.import_module("diffusers").AutoencoderKL(**FLUX_VAE).eval()
+    folder = Path(WORK) / "vae"
+    folder.mkdir()
+    save_file({name: tensor.contiguous() for name, tensor in library.state_dict().items()}, folder / VAE_FILE)
+    (folder / "config.json").write_text(json.dumps(FLUX_VAE))
+    component = pack("llada_core.decoder.decode").open_vae(folder)
+    vae = pack("nodes.host.zimage.vae").load_vae(front.VAEFiles(folder / VAE_FILE, FLUX_VAE, component), None)
+    generator = torch.Generator().manual_seed(2)
+    pixels = torch.rand(1, 64, 96, 3, generator=generator)
+    latents = torch.randn(1, 16, 8, 12, generator=generator)
+    expected = library.encode(pixels.permute(0, 3, 1, 2) * 2 - 1).latent_dist.mode()
+    picture = (library.decode(latents).sample + 1).div(2).clamp(0, 1).permute(0, 2, 3, 1)
+    report["released VAE"] = [apart(vae.encode(pixels), expected), apart(vae.decode(latents), picture)]
+    report["released VAE is"] = type(vae.first_stage_model).__module__.partition(".")[0]
+
+
+def detection() -> None:
+    """The released sizes, without weights, are those that the host's own loading finds; any other size is not."""
+    config = {"dim": 3840, "n_layers": 30, "n_refiner_layers": 2, "n_heads": 30, "n_kv_heads": 30, "in_channels": 16}
+    with torch.device("meta"):
+        decoder = pack("llada_core.decoder.transformer").SemanticDecoder(**config, cap_feat_dim=4096)
+    tensors = form.to_zimage_form(decoder.state_dict(), "decoder")
+    found = {}
+    for name, change in (("released", {}), ("theta", {"rope_theta": 10000.0}), ("layers", {"n_refiner_layers": 3})):
+        found[name] = zimage._is_detected(tensors, zimage._host_config(tensors, config | change))
+    report["detected"] = found
+
+
 def quantized(tensors: dict[str, torch.Tensor], kind) -> dict[str, torch.Tensor]:
     """The same with every linear layer of a block stored in a format."""
     found = {}
@@ -251,6 +295,8 @@ pictures(whole)
 batches(whole)
 guidance(whole)
 vae_and_memory(whole)
+released_vae()
+detection()
 forms(weights)
 refusals(weights)
 bfloat16()
