@@ -53,10 +53,12 @@ def test_a_template_opens_whole(canvas, comfyui, name):
     assert sorted(n["type"] for n in nodes) == sorted(n["type"] for n in shipped["nodes"])
     for node in nodes:
         assert node["known"], f"{node['type']} is missing"
-        assert not node["errors"], f"{node['type']} has a red outline"
+        absent = node["type"] == "LoraLoaderModelOnly"  # the file that it names is of no machine, as the note says
+        assert not node["errors"] or absent, f"{node['type']} has a red outline"
         assert node["size"][1] >= node["least"][1], f"{node['type']} is too small for its widgets"
     assert canvas.page.locator("[role=dialog]").count() == 0
-    assert canvas.page.get_by_test_id("error-overlay").count() == 0
+    told = any(node["type"] == "LoraLoaderModelOnly" for node in nodes)  # that its file is missing
+    assert canvas.page.get_by_test_id("error-overlay").count() == told
 
 
 def test_each_of_our_links_has_a_colour_of_its_own_and_text_can_be_read(canvas):

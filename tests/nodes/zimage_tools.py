@@ -17,8 +17,8 @@ from dev.hosts.inside import enter, pack
 COMFYUI, CHECKPOINT, WORK, *OPTIONS = sys.argv[1:]
 KEPT = enter(COMFYUI, OPTIONS)
 core = importlib.import_module("nodes")
-native, zimage, managers = (
-    pack(f"nodes.{name}") for name in ("native_decoder", "host.zimage.decoder", "host.component_manager")
+native, zimage, managers, hosted = (
+    pack(f"nodes.{name}") for name in ("native_decoder", "host.zimage.decoder", "host.component_manager", "host.model")
 )
 engine, front, image_tokens = (pack(f"llada_core.{name}") for name in ("engine", "zimage", "image_tokens"))
 
@@ -33,7 +33,7 @@ def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def open_model(precision: str = "auto", weights: str = "as stored", checkpoint: str = CHECKPOINT):
     """The checkpoint, in the host's memory management."""
-    return engine.LLaDAUni(Path(checkpoint), managers.HostComponentManager(precision, weights))
+    return hosted.HostedModel(Path(checkpoint), managers.HostComponentManager(precision, weights), "auto")
 
 
 def tokens_of(model, *sizes: tuple[int, int]):
