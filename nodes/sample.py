@@ -10,12 +10,24 @@ from comfy_api.latest import io
 
 from ..llada_core.checks import MAX_SIDE, PIXELS, check_count, check_seed, check_size, check_text
 from ..llada_core.image_tokens import ImageTokens, join
-from ..llada_core.options import IMAGE_STEPS, MAX_BATCH, MAX_GUIDANCE, MAX_STEPS, Guidance
+from ..llada_core.options import MAX_BATCH
 from . import host
 from .lists import first, one_by_one
 from .options import SamplingChoice
 from .sockets import ABSENT, check_received, complaint
-from .types import CATEGORY, Tokens, found_as, model_input, sampling_input, seed_input, sprint_input, tokens_input
+from .types import (
+    CATEGORY,
+    Tokens,
+    found_as,
+    guidance_input,
+    model_input,
+    prompt_input,
+    sampling_input,
+    seed_input,
+    sprint_input,
+    steps_input,
+    tokens_input,
+)
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +48,7 @@ class Sample(io.ComfyNode):
             is_input_list=True,
             inputs=[
                 model_input(),
-                io.String.Input(
-                    "prompt",
-                    multiline=True,
-                    dynamic_prompts=True,
-                    tooltip="What to draw; with references, what to change.",
-                ),
+                prompt_input("What to draw; with references, what to change."),
                 io.Int.Input(
                     "width",
                     default=1024,
@@ -58,21 +65,10 @@ class Sample(io.ComfyNode):
                     step=PIXELS,
                     tooltip="Height of the decoded picture in pixels. Not used with references.",
                 ),
-                io.Int.Input(
-                    "steps",
-                    default=IMAGE_STEPS,
-                    min=1,
-                    max=MAX_STEPS,
-                    tooltip="Rounds a block may take.",
-                ),
-                io.Float.Input(
-                    "guidance",
-                    default=Guidance.text,
-                    min=0.0,
-                    max=MAX_GUIDANCE,
-                    step=0.1,
-                    tooltip="How strongly to follow the prompt. 2 for drawing, 4 for editing; 1 turns it off and "
-                    "halves the work.",
+                steps_input(),
+                guidance_input(
+                    "How strongly to follow the prompt. 2 for drawing, 4 for editing; 1 turns it off and "
+                    "halves the work."
                 ),
                 seed_input("Draws at a temperature above 0 (Sampling Options). At temperature 0 it changes nothing."),
                 io.Boolean.Input(

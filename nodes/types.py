@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..llada_core.checks import MAX_SEED
+from ..llada_core.options import IMAGE_STEPS, MAX_GUIDANCE, MAX_STEPS, Guidance
 
 CATEGORY = "LLaDA-Uni"
 
@@ -38,6 +39,21 @@ def sampling_input() -> io.Input:
 def sprint_input() -> io.Input:
     """The optional socket for SPRINT Options."""
     return SprintOptions.Input("sprint", optional=True, tooltip=SPRINT_TIP)
+
+
+def prompt_input(tooltip: str) -> io.Input:
+    """What to draw, in several lines."""
+    return io.String.Input("prompt", multiline=True, dynamic_prompts=True, tooltip=tooltip)
+
+
+def steps_input() -> io.Input:
+    """The rounds of a block of image tokens."""
+    return io.Int.Input("steps", default=IMAGE_STEPS, min=1, max=MAX_STEPS, tooltip="Rounds a block may take.")
+
+
+def guidance_input(tooltip: str) -> io.Input:
+    """The strength of guidance by text."""
+    return io.Float.Input("guidance", default=Guidance.text, min=0.0, max=MAX_GUIDANCE, step=0.1, tooltip=tooltip)
 
 
 def seed_input(tooltip: str) -> io.Input:

@@ -5,13 +5,25 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
-from ..llada_core.checks import check_text
+from ..llada_core.checks import check_choice, check_text
 from ..llada_core.image_tokens import join
-from ..llada_core.options import IMAGE_STEPS, MAX_BATCH, MAX_GUIDANCE, MAX_STEPS, Guidance, Sampling
+from ..llada_core.options import MAX_BATCH, Sampling
 from . import host
 from .options import SamplingChoice
 from .sockets import ABSENT, check_received, complaint
-from .types import CATEGORY, Tokens, found_as, model_input, sampling_input, seed_input, sprint_input, tokens_input
+from .types import (
+    CATEGORY,
+    Tokens,
+    found_as,
+    guidance_input,
+    model_input,
+    prompt_input,
+    sampling_input,
+    seed_input,
+    sprint_input,
+    steps_input,
+    tokens_input,
+)
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +45,7 @@ class Vary(io.ComfyNode):
             inputs=[
                 model_input(),
                 tokens_input("tokens", "One image."),
-                io.String.Input(
-                    "prompt",
-                    multiline=True,
-                    dynamic_prompts=True,
-                    tooltip="What the image shows; with references, the instruction that it came from.",
-                ),
+                prompt_input("What the image shows; with references, the instruction that it came from."),
                 io.Float.Input(
                     "strength",
                     default=0.3,
@@ -57,15 +64,8 @@ class Vary(io.ComfyNode):
                     tooltip="by seed: tokens anywhere, other ones for each variation. least certain: those that the "
                     "model is least sure of, which takes two rounds a block to find out.",
                 ),
-                io.Int.Input("steps", default=IMAGE_STEPS, min=1, max=MAX_STEPS, tooltip="Rounds a block may take."),
-                io.Float.Input(
-                    "guidance",
-                    default=Guidance.text,
-                    min=0.0,
-                    max=MAX_GUIDANCE,
-                    step=0.1,
-                    tooltip="How strongly to follow the prompt. 2 for drawing, 4 with references.",
-                ),
+                steps_input(),
+                guidance_input("How strongly to follow the prompt. 2 for drawing, 4 with references."),
                 seed_input("Which tokens, and the draws."),
                 tokens_input("references", "What the image was edited from, if it was.", optional=True),
                 sampling_input(),
@@ -108,6 +108,7 @@ class Vary(io.ComfyNode):
     ) -> io.NodeOutput:
         """Vary."""
         check_received(cls, model=model, tokens=tokens, references=references, sampling=sampling, sprint=sprint)
+        check_choice("choose", choose, CHOICES)  # ComfyUI 0.3.64 lets any text through
         choice = sampling or SamplingChoice(Sampling(temperature=1.0))
         reporter = host.Reporter(cls.hidden, model)
         found = model.vary(

@@ -197,3 +197,12 @@ def test_variations_are_as_many_as_asked_for(choose, in_process_host, graphs):
     ((before,),), (found,) = grids_of(results, "sample"), grids_of(results, "vary")
     assert len(found) == 3
     assert all(0 < int((one != before).sum()) <= 3 for one in found)
+
+
+def test_another_choice_of_tokens_is_refused(in_process_host, graphs):
+    """ComfyUI 0.3.64 looks at no list of choices, and any text but one would have meant "by seed"."""
+    graph = graphs.draw(side=64)
+    options = {"prompt": "a fox", "strength": 0.3, "count": 1, "choose": "at random", "steps": 4, "guidance": 2.0}
+    graph["vary"] = graphs.node("LLaDAUniVary", model=["load", 0], tokens=["sample", 0], seed=5, **options)
+    with pytest.raises(Exception, match="choose: found 'at random'; expected one of by seed, least certain"):
+        in_process_host.run(graph)
