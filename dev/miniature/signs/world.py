@@ -9,25 +9,16 @@ import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..world import COLOURS as PLAIN
+from ..world import TOKEN as TOKEN  # for those who import this world
 from .font import CHARACTERS, DIGITS, LETTERS
 
-TOKEN = 32  # pixels of a picture that one image token covers
 # (rows, columns) of tokens: 512 x 512, and 448, 384 and 640 high by 512 wide. One width, so that the decoder, which
 # counts features in one row after the other, has one way to find the place of each.
 GRIDS = ((16, 16), (14, 16), (12, 16), (20, 16))
 SHOWN = GRIDS[:2]  # of pictures to be edited or asked about: the engine halves these exactly (docs/model.md, Sizes)
 TOLD = GRIDS[2]  # of the pictures of a story
-COLOURS = {
-    "red": (214, 48, 49),
-    "orange": (240, 140, 30),
-    "yellow": (245, 215, 60),
-    "green": (60, 160, 80),
-    "blue": (50, 90, 200),
-    "purple": (140, 70, 170),
-    "pink": (245, 150, 190),
-    "black": (30, 30, 35),
-    "white": (245, 245, 245),
-}
+COLOURS = {**PLAIN, "pink": (245, 150, 190)}
 SKY = (140, 200, 235)
 # What lies behind: one colour, or one above and one below the horizon; the night has specks.
 SCENERY = {"meadow": ("sky", "green"), "beach": ("sky", "yellow"), "sea": ("sky", "blue"), "night": ("black", "black")}
