@@ -162,7 +162,15 @@ class Quality:
         return tally
 
 
-_PLACED = ("recolour", "replace", "add", "remove", "refill", "resize")  # kinds of edits that are about one place
+_PLACED = (
+    "recolour",
+    "replace",
+    "add",
+    "remove",
+    "refill",
+    "resize",
+    "touch",
+)  # kinds of edits that are about one place
 
 
 def _asked(part: list[Example], sizes: list[list[int]]) -> list[tuple[str, int, int]]:
@@ -170,13 +178,13 @@ def _asked(part: list[Example], sizes: list[list[int]]) -> list[tuple[str, int, 
 
 
 def place_mask(before: Scene, after: Scene) -> torch.Tensor:
-    """The place that an edit is about, float32 [height, width], 1 there."""
+    """The place that an edit is about, and the column before it, float32 [height, width], 1 there."""
     place = edits.only_place(before, after)
     if place is None:
         raise ValueError("an edit of more than one place has no mask here")
     mask = torch.zeros(before.grid[0] * TOKEN, before.grid[1] * TOKEN)
     row, column = (at * TOKEN for at in origin_of(place, before.grid))
-    mask[row : row + 3 * TOKEN, column : column + 3 * TOKEN] = 1
+    mask[row : row + 3 * TOKEN, column - TOKEN : column + 3 * TOKEN] = 1
     return mask
 
 
@@ -185,8 +193,8 @@ def judge(tally: Tally, scene: Scene, report: Report) -> None:
     found = report.scene
     for thing in scene.things:
         here = found.at(thing.place)
-        best = next((other for other in here if other.front == thing.front), here[0] if here else None)
-        for name in ("shape", "colour", "size", "fill", "front"):
+        best = next((other for other in here if other.second == thing.second), here[0] if here else None)
+        for name in ("shape", "colour", "size", "fill", "front", "touching"):
             tally.add(name, best is not None and getattr(best, name) == getattr(thing, name))
     tally.add("count", len(found.things) == len(scene.things))
     tally.add("background", found.background == scene.background)

@@ -34,6 +34,7 @@ _PALETTE = np.array(list(COLOURS.values()), dtype=np.float32)
 _STEP = 3  # pixels each way of which one tells the background
 _FEW = 0.03  # share of a place below which a colour is a rim or a speck
 _LIKE = 0.62  # intersection over union below which a mask is no object we know
+_BESIDE = 0.1  # share of the column before a place above which two objects touch there
 _LEGIBLE = 0.5  # the same for a letter
 _STRAY = 40.0  # mean distance of a block of 16 x 16 pixels from what was read there
 _MANY = 3  # such blocks are more than a bad rim
@@ -83,7 +84,7 @@ def _background(pixels: np.ndarray, grid: tuple[int, int]) -> str:
     free = np.ones(grid, dtype=bool)
     for place in PLACES:
         row, column = origin_of(place, grid)
-        free[row : row + 3, column : column + 3] = False
+        free[row : row + 3, column - 1 : column + 3] = False
         if place in SIGNED:
             free[row : row + 2, grid[1] // 2 - 3 : grid[1] // 2 + 3] = False
     at = free.repeat(TOKEN, 0).repeat(TOKEN, 1)[::_STEP, ::_STEP]
@@ -122,9 +123,12 @@ def _present(labels: np.ndarray) -> list[int]:
 
 
 def _things(labels: np.ndarray, place: str, grid: tuple[int, int]) -> list[Thing]:
-    """What lies at a place: nothing, one object, or a large one and a small one in front of it."""
+    """What lies at a place: nothing, one object, or two: the second in front of the first, or touching it."""
     row, column = origin_of(place, grid)
-    here = labels[row * TOKEN : (row + 3) * TOKEN, column * TOKEN : (column + 3) * TOKEN]
+    here = labels[row * TOKEN : (row + 3) * TOKEN, (column - 1) * TOKEN : (column + 3) * TOKEN]
+    if (here[TOKEN:, :TOKEN] >= 0).mean() > _BESIDE:
+        return _touching(here[TOKEN:], place)
+    here = here[:, TOKEN:]
     present = _present(here)
     if not present:
         return []
@@ -144,6 +148,17 @@ def _things(labels: np.ndarray, place: str, grid: tuple[int, int]) -> list[Thing
             best, pair = min(fore, rest), [Thing(shape, _NAMES[under], "large", fill, place), front]
     # Two colours in one object are a fault of its painter.
     return pair if best >= _LIKE else [replace(one, shape="?", colour="?")]
+
+
+def _touching(labels: np.ndarray, place: str) -> list[Thing]:
+    """Two small objects side by side, of 2 x 2 tokens each, the right one first."""
+    pair = []
+    for half, touching in ((labels[:, 2 * TOKEN :], False), (labels[:, : 2 * TOKEN], True)):
+        like, (shape, _, _) = _likest(half >= 0, {kind: t[TOKEN:, TOKEN:] for kind, t in _templates("small").items()})
+        present = _present(half)
+        colour = _NAMES[present[0]] if len(present) == 1 else "?"
+        pair.append(Thing(shape if like >= _LIKE else "?", colour, "small", "plain", place, touching=touching))
+    return pair
 
 
 def _likest(mask: np.ndarray, templates: dict, among: np.ndarray | None = None):

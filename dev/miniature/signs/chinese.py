@@ -52,7 +52,7 @@ def caption(scene: Scene, rng: random.Random) -> str:
             parts.append(rng.choice(w["placed"]).format(where=w["and"].join(w["places"][p] for p in places), what=what))
     for back, front in pairs:
         at = {"where": w["places"][back.place], "back": _noun(back, rng), "front": _noun(front, rng)}
-        parts.append(rng.choice(w["pair"]).format(**at))
+        parts.append(rng.choice(w["touching" if front.touching else "pair"]).format(**at))
     rng.shuffle(parts)
     if sign := scene.sign:
         at = {"where": w["places"][sign.place], "text": sign.text, "ink": w["colours"][sign.ink]}

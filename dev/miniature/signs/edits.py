@@ -15,13 +15,13 @@ from .world import (
     Scene,
     Sign,
     Thing,
-    behind,
     ground_colours,
     problem,
     sample_scene,
     sample_sign,
     sample_thing,
     sample_word,
+    second,
 )
 
 KINDS = (
@@ -38,6 +38,7 @@ KINDS = (
     "write",
     "erase",
     "cover",
+    "touch",
     "transfer",
     "several",
 )
@@ -266,7 +267,7 @@ def _cover(scene: Scene, w: Wording) -> Change | None:
     if not meant:
         return None
     if old.size == "large":
-        new = behind(old, w.rng, scene.colours())
+        new = second(old, w.rng, scene.colours())
         said = a(noun(new, w))
         return w.pick(
             (
@@ -282,6 +283,22 @@ def _cover(scene: Scene, w: Wording) -> Change | None:
     return w.pick(
         (f"put {said} behind the {meant}", f"add {said} behind the {meant}"), (f"behind the {meant} add {said}",)
     ), (_with(scene, old, new, replace(old, front=True)))
+
+
+def _touch(scene: Scene, w: Wording) -> Change | None:
+    """A small thing beside another small one, touching it."""
+    small = [thing for thing in scene.things if thing.size == "small" and len(scene.at(thing.place)) == 1]
+    if not small or len(scene.things) == 6:
+        return None
+    old = w.rng.choice(small)
+    new = second(old, w.rng, scene.colours())
+    said, meant = a(noun(new, w)), reference(scene, old, w)
+    if not meant:
+        return None
+    return w.pick(
+        (f"add {said} that touches the {meant}", f"put {said} beside the {meant} so that they touch"),
+        (f"let {said} touch the {meant}",),
+    ), _with(scene, old, old, new)
 
 
 def transfer(scene: Scene, w: Wording) -> tuple[str, Scene, Scene] | None:
@@ -319,6 +336,7 @@ _MAKERS = {
     "write": _write,
     "erase": _erase,
     "cover": _cover,
+    "touch": _touch,
 }
 SIMPLE = tuple(_MAKERS)
 

@@ -20,6 +20,7 @@ KINDS = (
     "compare",
     "beside",
     "behind",
+    "touch",
     "describe",
 )
 Asked = tuple[str, str] | None
@@ -177,7 +178,7 @@ def _beside(scene: Scene, w: Wording) -> Asked:
 
 
 def _behind(scene: Scene, w: Wording) -> Asked:
-    pairs = [here for here in map(scene.at, PLACES) if len(here) == 2]
+    pairs = [(scene.at(thing.place)[0], thing) for thing in scene.things if thing.front]
     if not pairs:
         return None
     back, front = w.rng.choice(pairs)
@@ -189,6 +190,30 @@ def _behind(scene: Scene, w: Wording) -> Asked:
     if [short(t) for t in scene.things].count(short(back)) > 1:
         return None
     return w.pick((f"What is in front of the {short(back)}?",), (f"What covers the {short(back)}?",)), a(short(front))
+
+
+def _touch(scene: Scene, w: Wording) -> Asked:
+    """What touches what: which it is, or whether two do."""
+    named = [short(thing) for thing in scene.things]
+    alone = [thing for thing in scene.things if named.count(short(thing)) == 1]
+    pairs = [(scene.at(thing.place)[0], thing) for thing in alone if thing.touching]
+    if pairs and w.often(0.7):
+        asked, answer = w.rng.sample(w.rng.choice(pairs), 2)
+        if named.count(short(asked)) == 1 and w.often(0.6):
+            said = short(asked)
+            return w.pick((f"What touches the {said}?", f"Which object touches the {said}?"), (
+                f"What does the {said} touch?",
+            )), a(short(answer))  # fmt: skip
+    elif len(alone) >= 2:
+        asked, answer = w.rng.sample(alone, 2)
+    else:
+        return None
+    if {named.count(short(asked)), named.count(short(answer))} != {1}:
+        return None
+    yes = asked.place == answer.place and (asked.touching or answer.touching)
+    one, other = short(asked), short(answer)
+    forms = (f"Does the {one} touch the {other}?", f"Do the {one} and the {other} touch?")
+    return w.pick(forms, (f"Is the {one} touching the {other}?",)), "yes" if yes else "no"
 
 
 def _describe(scene: Scene, w: Wording) -> Asked:
@@ -211,6 +236,7 @@ _MAKERS = {
     "compare": _compare,
     "beside": _beside,
     "behind": _behind,
+    "touch": _touch,
     "describe": _describe,
 }
 

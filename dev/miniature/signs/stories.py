@@ -16,7 +16,7 @@ def story(w: Wording, kind: str, split: str | None) -> Told:
     """An instruction, and the frames that follow: each a text and its picture."""
     frames = w.rng.choice((2, 3, 3, 4))
     first = sample_scene(w.rng, count=1, split=split, grids=(TOLD,))
-    first = replace(first.with_things((replace(first.things[0], front=False),)), sign=None)
+    first = replace(first.with_things((replace(first.things[0], front=False, touching=False),)), sign=None)
     words, texts, scenes = _MAKERS[kind](w, first, frames)
     opening = w.pick(
         ("Tell a story: ", f"A story in {NUMBERS[frames]} pictures: ", "Tell and draw: "),

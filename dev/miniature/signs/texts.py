@@ -22,18 +22,22 @@ from .world import (
 )
 
 _NAME = rf"({'|'.join(SIZES)}) (?:({'|'.join(FILLS[1:])}) )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
-_AT = re.compile(rf"({'|'.join(sorted(PLACES, key=len, reverse=True))}): {_NAME}(?:, in front {_NAME})?")
+_AT = re.compile(rf"({'|'.join(sorted(PLACES, key=len, reverse=True))}): {_NAME}(?:, (in front|touching) {_NAME})?")
 _WRITTEN = re.compile(rf"({'|'.join(SIGNED)}): ([A-Z0-9]+) in ({'|'.join(INKS)})")
 
 
 def told(scene: Scene) -> str:
-    """Everything of a scene in its one exact form: "meadow; left: large red circle, in front small blue star"."""
+    """Everything of a scene in its one exact form: "meadow; left: large red circle, in front small blue star".
+
+    Of two that touch, the second is the left one: "white; top: small red circle, touching small blue star".
+    """
     parts = [scene.background]
     if scene.sign:
         parts.append(f"{scene.sign.place}: {scene.sign.text} in {scene.sign.ink}")
     for place in PLACES:
         if here := scene.at(place):
-            parts.append(f"{place}: " + ", in front ".join(name(thing) for thing in here))
+            parts.append(f"{place}: {name(here[0])}")
+            parts[-1] += "".join(f", {'in front' if one.front else 'touching'} {name(one)}" for one in here[1:])
     return "; ".join(parts)
 
 
@@ -49,10 +53,11 @@ def read_scene(text: str, grid: tuple[int, int]) -> Scene | None:
             sign = Sign(found[2], found[3], found[1])
         elif found := _AT.fullmatch(part):
             place, *named = found.groups()
-            for front in (False, True):
-                size, fill, colour, shape = named[4 * front : 4 * front + 4]
+            how = named.pop(4)
+            for values, front, touching in ((named[:4], False, False), (named[4:], how == "in front", bool(how))):
+                size, fill, colour, shape = values
                 if shape:
-                    things.append(Thing(shape, colour, size, fill or "plain", place, front))
+                    things.append(Thing(shape, colour, size, fill or "plain", place, front, touching and not front))
         else:
             return None
     return Scene(in_order(things), background, sign, grid)
@@ -61,8 +66,8 @@ def read_scene(text: str, grid: tuple[int, int]) -> Scene | None:
 def caption(scene: Scene, w: Wording) -> str:
     """A prompt that asks for the scene. What it leaves out has a default.
 
-    The defaults: large, plain; a single thing in the centre, so many of a kind as `layout` has them; a white
-    background; letters in black, at the bottom.
+    The defaults: large, plain; a single thing in the centre, so many of a kind as `layout` has them; what touches
+    another stands to its left; a white background; letters in black, at the bottom.
     """
     parts = _parts(scene, w)
     if scene.sign:
@@ -139,7 +144,9 @@ def _many(kind: Thing, places: list[str], only: bool, w: Wording) -> str:
 
 
 def _pair(back: Thing, front: Thing, w: Wording) -> str:
-    """A large thing and a small one over it."""
+    """A large thing and a small one over it, or two small ones that touch."""
+    if front.touching:
+        return _touching(back, front, w)
     behind, before, at = noun(back, w), noun(front, w), where(back.place, w)
     return w.pick(
         (
@@ -152,7 +159,18 @@ def _pair(back: Thing, front: Thing, w: Wording) -> str:
     )
 
 
-_ROWS = {("left", "right"): (0, 1), ("top", "bottom"): (0, 1)}
+def _touching(right: Thing, left: Thing, w: Wording) -> str:
+    """Two small things of which the left one touches the right one."""
+    one, other, at = a(noun(left, w)), a(noun(right, w)), where(right.place, w)
+    return w.pick(
+        (
+            f"{one} touching {other} {at}",
+            f"{at} {one} that touches {other}",
+            f"{other} {at} with {one} touching its left side",
+            f"{at} {other}, touched by {one}",
+        ),
+        (f"{at} {one} up against {other}", f"{other} {at}, and {one} touches it"),
+    )
 
 
 def _related(things: list[Thing], w: Wording) -> str | None:

@@ -37,7 +37,13 @@ _APART = 8  # per cent of the combinations
 
 @dataclass(frozen=True, order=True)
 class Thing:
-    """One object; `front` says that it is small and lies over the lower right of a large one at the same place."""
+    """One object.
+
+    Attributes:
+        shape, colour, size, fill, place: one of SHAPES, COLOURS, SIZES, FILLS and PLACES.
+        front: whether it is small and lies over the lower right of a large one at the same place.
+        touching: whether it is small and touches the left side of a small one at the same place.
+    """
 
     shape: str
     colour: str
@@ -45,6 +51,12 @@ class Thing:
     fill: str = "plain"
     place: str = "centre"
     front: bool = False
+    touching: bool = False
+
+    @property
+    def second(self) -> bool:
+        """Whether it stands at another thing's place: in front of it, or touching it."""
+        return self.front or self.touching
 
 
 @dataclass(frozen=True, order=True)
@@ -61,7 +73,7 @@ class Scene:
     """A picture's content.
 
     Attributes:
-        things: at most six, in the order of PLACES, a thing in front behind the one it covers.
+        things: at most six, in the order of PLACES, of two at a place the one in front, or touching, behind the other.
         background: one of BACKGROUNDS; no thing and no ink has a colour of it.
         sign: what is written, at a place without a thing.
         grid: (rows, columns) of tokens, one of GRIDS.
@@ -95,8 +107,8 @@ class Scene:
 
 
 def in_order(things) -> tuple[Thing, ...]:
-    """Things in the order of their places, from back to front."""
-    return tuple(sorted(things, key=lambda thing: (PLACES.index(thing.place), thing.front)))
+    """Things in the order of their places, of two at a place the second one last."""
+    return tuple(sorted(things, key=lambda thing: (PLACES.index(thing.place), thing.second)))
 
 
 def ground_colours(background: str) -> tuple[str, ...]:
@@ -106,18 +118,23 @@ def ground_colours(background: str) -> tuple[str, ...]:
 
 def problem(scene: Scene) -> str | None:
     """Why a scene is none of this world; None where it is."""
-    places = [thing.place for thing in scene.things if not thing.front]
+    places = [thing.place for thing in scene.things if not thing.second]
+    seconds = [(thing, scene.at(thing.place)[0], len(scene.at(thing.place))) for thing in scene.things if thing.second]
     rules = {
         "at most six objects": len(scene.things) <= MOST,
         "something to see": bool(scene.things or scene.sign),
-        "one thing a place, but for one in front": len(set(places)) == len(places),
+        "one thing a place, but for one in front or touching": len(set(places)) == len(places),
         "things in order": scene.things == in_order(scene.things),
         "colours that are seen": all(thing.colour in scene.colours() for thing in scene.things),
         "small things are plain": all(thing.fill == "plain" for thing in scene.things if thing.size == "small"),
         "in front is small, over a large one of another colour": all(
-            thing.size == "small" and len(pair := scene.at(thing.place)) == 2 and pair[0].size == "large"
-            and pair[0].colour != thing.colour
-            for thing in scene.things if thing.front
+            thing.size == "small" and here == 2 and first.size == "large" and first.colour != thing.colour
+            for thing, first, here in seconds if thing.front
+        ),
+        "touching is small, beside a small one of another colour": all(
+            thing.size == "small" and here == 2 and first.size == "small" and first.colour != thing.colour
+            and not thing.front
+            for thing, first, here in seconds if thing.touching
         ),
         "a known background": scene.background in BACKGROUNDS,
         "a known size": scene.grid in GRIDS,
@@ -141,10 +158,13 @@ def origin_of(place: str, grid: tuple[int, int]) -> tuple[int, int]:
 
 
 def box_of(thing: Thing, grid: tuple[int, int]) -> tuple[int, int, int]:
-    """(row, column, tokens each way) of a thing; a small one lies in the lower right of its place."""
+    """(row, column, tokens each way) of a thing; a small one lies in the lower right of its place.
+
+    One that touches it lies to its left, and so begins one column before the place does.
+    """
     row, column = origin_of(thing.place, grid)
     inset = 3 - SIZES[thing.size]
-    return row + inset, column + inset, SIZES[thing.size]
+    return row + inset, column + inset - (SIZES["small"] if thing.touching else 0), SIZES[thing.size]
 
 
 def cell_of(sign: Sign, index: int, grid: tuple[int, int]) -> tuple[int, int]:
@@ -204,10 +224,11 @@ def sample_sign(rng: random.Random, inks, places) -> Sign:
     return Sign(sample_word(rng), rng.choice(inks), rng.choice(places))
 
 
-def behind(thing: Thing, rng: random.Random, colours) -> Thing:
-    """A small thing that lies over a large one."""
+def second(thing: Thing, rng: random.Random, colours) -> Thing:
+    """A small thing that lies over a large one, or that touches a small one."""
     others = [colour for colour in colours if colour != thing.colour]
-    return Thing(rng.choice(SHAPES), rng.choice(others), "small", "plain", thing.place, True)
+    large = thing.size == "large"
+    return Thing(rng.choice(SHAPES), rng.choice(others), "small", "plain", thing.place, front=large, touching=not large)
 
 
 COUNTS = {1: 22, 2: 26, 3: 20, 4: 13, 5: 10, 6: 9}  # how often scenes have so many things
@@ -233,11 +254,12 @@ def sample_scene(rng: random.Random, count: int | None = None, split: str | None
             one = sample_thing(rng, empty.colours(), places[0])
             things = [replace(one, place=place) for place in layout(number, sign) or rng.sample(places, number)]
         else:
-            pairs = number >= 2 and rng.random() < 0.25
+            pairs = number >= 2 and rng.random() < 0.3
             things = [sample_thing(rng, empty.colours(), place) for place in rng.sample(places, number - pairs)]
             if pairs:
-                things[0] = sample_thing(rng, empty.colours(), things[0].place, "large")
-                things.append(behind(things[0], rng, empty.colours()))
+                size = rng.choice(tuple(SIZES))
+                things[0] = sample_thing(rng, empty.colours(), things[0].place, size)
+                things.append(second(things[0], rng, empty.colours()))
         scene = Scene(in_order(things), background, sign, grid)
         if belongs(scene, split):
             return scene

@@ -75,6 +75,26 @@ def test_a_scene_that_differs_is_told_apart(what):
     assert not look(blurred(picture, 1)).shows(SCENE)
 
 
+PAIR = Scene(
+    (Thing("heart", "red", "small", place="left"), Thing("star", "blue", "small", "plain", "left", touching=True))
+)
+right, left = PAIR.things
+MISSED = {
+    "nothing touching": PAIR.with_things((right,)),
+    "the left one alone": PAIR.with_things((replace(left, touching=False),)),
+    "the two the other way round": PAIR.with_things((replace(left, touching=False), replace(right, touching=True))),
+    "another colour": PAIR.with_things((right, replace(left, colour="green"))),
+    "another shape": PAIR.with_things((replace(right, shape="circle"), left)),
+}
+
+
+@pytest.mark.parametrize("what", MISSED)
+def test_what_does_not_touch_as_it_should_is_told_apart(what):
+    assert look(blurred(render(PAIR), 2)).shows(PAIR)
+    assert look(np.asarray(render(MISSED[what]))).shows(MISSED[what])
+    assert not look(blurred(render(MISSED[what]), 3)).shows(PAIR)
+
+
 def damaged(how: str) -> Image.Image:
     picture = render(SCENE)
     draw = ImageDraw.Draw(picture)

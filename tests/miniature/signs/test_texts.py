@@ -112,6 +112,8 @@ def test_answers_are_true(kind):
             assert read_scene(answer, scene.grid) == scene
         elif kind == "behind":
             assert answer[2:].strip() in {short(thing) for thing in scene.things}
+        elif kind == "touch":
+            assert answer in ("yes", "no") or answer[2:].strip() in {short(thing) for thing in scene.things}
         elif kind == "which":
             assert answer in ("the first", "the second")
         elif kind in ("compare", "beside"):
@@ -139,6 +141,16 @@ def test_counting_and_comparing_by_hand():
     assert asked["Are there more hearts than stars?"] == "no"
     assert asked["Is the red star left of the red heart?"] == "yes"
     assert asked["Is the blue star right of the red heart?"] == "no"
+
+
+def test_touching_by_hand():
+    small = Thing("circle", "blue", "small", place="left"), Thing("star", "red", "small", place="left", touching=True)
+    scene = Scene((*small, Thing("heart", "green", place="right")))
+    assert told(scene).endswith("left: small blue circle, touching small red star; right: large green heart")
+    asked = dict(filter(None, (questions.question(scene, Wording(random.Random(s)), "touch") for s in range(300))))
+    assert asked["What touches the red star?"] == "a blue circle"
+    assert asked["Does the red star touch the blue circle?"] == "yes"
+    assert asked["Do the green heart and the red star touch?"] == "no"
 
 
 @pytest.mark.parametrize("kind", edits.KINDS)

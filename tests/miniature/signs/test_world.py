@@ -44,6 +44,7 @@ def test_scenes_are_of_this_world_and_have_all_of_it():
     assert {scene.sign.place for scene in drawn if scene.sign} == set(SIGNED)
     assert {len(scene.sign.text) for scene in drawn if scene.sign} == {1, 2, 3, 4, 5}
     assert any(thing.front for scene in drawn for thing in scene.things)
+    assert any(thing.touching for scene in drawn for thing in scene.things)
     assert {(thing.shape, thing.fill) for scene in drawn for thing in scene.things} == {
         (shape, fill) for shape in SHAPES for fill in ("plain", "striped", "hollow")
     }
@@ -58,6 +59,8 @@ def test_scenes_are_of_this_world_and_have_all_of_it():
         (Scene((Thing("star", "red", "small", "striped"),)), "small things are plain"),
         (Scene((Thing("star", "red", "small", front=True),)), "in front is small"),
         (Scene((Thing("star", "red"), Thing("circle", "red", "small", front=True))), "in front is small"),
+        (Scene((Thing("star", "red"), Thing("circle", "blue", "small", touching=True))), "touching is small"),
+        (Scene((Thing("star", "red", "small", touching=True),)), "touching is small"),
         (Scene((Thing("star", "red", place="right"), Thing("star", "red", place="left"))), "things in order"),
         (Scene((Thing("star", "red"),), sign=Sign("CAT", "black", "centre")), "a word at a free place"),
         (Scene((), sign=Sign("CAT", "white", "centre")), "an ink that is seen"),
@@ -77,6 +80,12 @@ def test_nothing_overlaps_but_what_is_in_front(grid):
         taken[row : row + side, column : column + side] += 1
     assert taken.max() == 1
     assert taken.sum() == 9 * 9
+    for place in PLACES:
+        row, column, side = box_of(Thing("star", "red", "small", place=place, touching=True), grid)
+        beside = taken[row : row + side, column : column + side]
+        assert beside.shape == (2, 2)
+        assert beside[:, 0].sum() == 0  # of its two columns the right one lies in the place, where nothing small is
+        assert column + side == box_of(Thing("star", "red", "small", place=place), grid)[1]
     for place in SIGNED:
         signed = np.zeros(grid, dtype=int)
         for index in range(5):
