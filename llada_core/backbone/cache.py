@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
@@ -120,9 +121,22 @@ class IndexedCache:
         keys.index_copy_(2, self._at, k)
         values.index_copy_(2, self._at, v)
         if self._cache.key_norms is not None:
-            write = self._cache.key_norms.index_copy_ if layer == 0 else self._cache.key_norms.index_add_
-            write(1, self._at, self._cache.layer_norms(k))
+            self._add_norms(layer, k)
         return keys[:, :, : self._extent], values[:, :, : self._extent]
+
+    def whole(self, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """All keys and values of a layer, to be written to at the positions int64 [n] that come third."""
+        return self._cache.keys[layer], self._cache.values[layer], self._at
+
+    def note(self, layer: int) -> None:
+        """What `extend` does besides, where keys were written to `whole`."""
+        if self._cache.key_norms is not None:
+            self._add_norms(layer, self._cache.keys[layer].index_select(2, self._at))
+
+    def _add_norms(self, layer: int, k: torch.Tensor) -> None:
+        norms = cast(torch.Tensor, self._cache.key_norms)
+        write = norms.index_copy_ if layer == 0 else norms.index_add_
+        write(1, self._at, self._cache.layer_norms(k))
 
 
 class PrunedPrefix:
