@@ -1,5 +1,7 @@
 """Checks of single values: each raises InputError that names the input and what to do."""
 
+import torch
+
 from .errors import InputError, shown
 from .image_tokens import PATCH, UPSAMPLING
 
@@ -7,6 +9,8 @@ PIXELS = PATCH * UPSAMPLING  # output pixels of a token, each way
 MAX_SIDE = 8192  # output pixels each way; which sizes a checkpoint can announce is its tokenizer's matter
 MAX_TEXT = 1_000_000  # characters: beyond any context, and still split into tokens in a second
 MAX_SEED = 2**64 - 1  # what torch's generators take
+# Numbers that an expanded tensor may claim: so many in any case, or so many for each that it holds.
+CLAIMED, CLAIMED_OF_ONE = 2**24, 256
 
 
 def check_range(
@@ -39,6 +43,25 @@ def check_kind(name: str, value: object, kind: type | tuple[type, ...], expected
     """Raise InputError unless value is an instance of `kind`."""
     if not isinstance(value, kind):
         raise InputError(name, shown(value), expected, remedy)
+
+
+def check_numbers(name: str, value: object, expected: str, remedy: str) -> None:
+    """Raise InputError unless value is a tensor whose real numbers lie in memory, about as many as its shape says.
+
+    Tensors of other kinds (sparse, nested, quantized, meta, complex) fail in most operations, each with another error.
+    An expanded one costs nothing, and whatever is computed from it costs what it claims.
+    """
+    check_kind(name, value, torch.Tensor, expected, remedy)
+    assert isinstance(value, torch.Tensor)
+    kinds = {"nested": value.is_nested, "sparse": value.layout != torch.strided, "complex": value.is_complex()}
+    kinds |= {"quantized": value.is_quantized, "meta": value.is_meta}
+    for kind, is_one in kinds.items():
+        if is_one:
+            raise InputError(name, f"a {kind} tensor", expected, remedy)
+    held = value.untyped_storage().nbytes() // value.element_size()
+    if value.numel() > max(CLAIMED, CLAIMED_OF_ONE * held):
+        found = f"shape {list(value.shape)} out of {held} numbers"
+        raise InputError(name, found, "a tensor that holds what it claims", "Repeat less of it.")
 
 
 def check_optional(name: str, value: object, kind: type) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -32,8 +33,8 @@ from .decoder.decode import (
     sample_latents,
     vae_working_bytes,
 )
-from .errors import CheckpointError
-from .image_tokens import PATCH, ImageTokens
+from .errors import CheckpointError, InputError
+from .image_tokens import PATCH, ImageTokens, check_extent
 from .libraries import without_partial_torchvision
 from .lists import broadcast
 from .options import Decoding
@@ -44,7 +45,7 @@ from .quantization.formats import Format
 from .quantization.modules import QuantizedLinear, StoredWeight
 from .sampling.interleaved import Story
 from .sampling.tasks import Answer, Generation
-from .vision.preprocess import Normalisation, PixelBudgets, prepare_batch
+from .vision.preprocess import Normalisation, PixelBudgets, check_batch, check_way, prepare, prepared_size
 from .vision.siglip_vq import encode_working_bytes, open_siglip_vq
 from .vocabulary import Vocabulary
 
@@ -70,6 +71,8 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+MOST_DRAWN = 2**26  # pixels of all token grids that are drawn at once, 800 MB
 
 
 class LLaDAUni(BackboneTasks):
@@ -166,11 +169,18 @@ class LLaDAUni(BackboneTasks):
 
         Returns:
             A float32 [h * cell, w * cell, 3] in 0...1 for each grid.
+
+        Raises:
+            InputError: a `cell` beyond its range, or one that makes more than 2**26 pixels of all grids.
         """
         self.layout.require("sigvq")
         check_count("cell", cell, 1, 64)
         palette = cast(torch.Tensor, self.palette()).float() / 255
         grids = tokens.for_codebook(self.codebook_size).grids
+        drawn = sum(grid.numel() for grid in grids) * cell**2
+        if drawn > MOST_DRAWN:
+            expected, remedy = f"at most {MOST_DRAWN}", "Choose a smaller cell, or take fewer images."
+            raise InputError("cell", f"{cell}, which makes {drawn} pixels", expected, remedy)
         return [palette[grid].repeat_interleave(cell, 0).repeat_interleave(cell, 1) for grid in grids]
 
     def encode(
@@ -188,28 +198,37 @@ class LLaDAUni(BackboneTasks):
             purpose: "edit" (a reference to edit) or "understand" (a picture to question); they size it differently.
             fit: "cover" resizes before the crop, "crop" only crops (what the reference implementation does).
             pixels: budget of the area after resizing; 0 takes the checkpoint's.
-            progress: called after each image.
+            progress: called before each image, and after each block of the vision tower.
 
         Returns:
             ImageTokens with as many grids as images. Several images share the smaller budget of the checkpoint. Of a
             list a list, each as if it were alone.
         """
         self.layout.require("image_tokenizer")
-        batches, listed = broadcast(image=image)
-        budgets, normalise = self._budgets, self._normalise
-        prepared = [prepare_batch(one["image"], purpose, fit, budgets, pixels, normalise) for one in batches]
-        pictures = [picture for batch in prepared for picture in batch]
-        largest = max(picture.shape[-2] * picture.shape[-1] for picture in pictures)
-        grids = []
-        for done, picture in enumerate(pictures):
-            report(progress, Progress(done, len(pictures), "encode"))
+        check_way(purpose, fit, pixels)
+        each, listed = broadcast(image=image)
+        batches = [one["image"] for one in each]
+        for batch in batches:
+            check_batch(batch)
+        check_extent("image", [(1, 1)] * sum(map(len, batches)))
+        sizes = [prepared_size((b.shape[1], b.shape[2]), purpose, self._budgets, len(b) > 1, pixels) for b in batches]
+        largest = max(height * width for height, width in sizes)
+        pictures = ((picture, len(batch) > 1) for batch in batches for picture in batch)
+        count, grids = sum(map(len, batches)), []
+        for done, (picture, several) in enumerate(pictures):
+            before = Progress(done, count, "encode")
+            report(progress, before)
+            # One at a time: a batch that is resized may be many times as large as it was.
+            prepared = self._normalise(prepare(picture, purpose, fit, self._budgets, several, pixels))
             placement = self._place(
                 "image_tokenizer", lambda config, dtype: encode_working_bytes(largest, dtype, config)
             )
-            grids.append(placement.module.encode(picture, placement.device, placement.dtype))
-        report(progress, Progress(len(pictures), len(pictures), "encode"))
+            grids.append(
+                placement.module.encode(prepared, placement.device, placement.dtype, partial(report, progress, before))
+            )
+        report(progress, Progress(count, count, "encode"))
         left = iter(grids)
-        tokens = [ImageTokens(tuple(islice(left, len(batch))), self.codebook_size) for batch in prepared]
+        tokens = [ImageTokens(tuple(islice(left, len(batch))), self.codebook_size) for batch in batches]
         return tokens if listed else tokens[0]
 
     def decode(
@@ -232,11 +251,14 @@ class LLaDAUni(BackboneTasks):
         part = "decoder-turbo" if decoding.turbo else "decoder"
         for needed in ("sigvq", part, "vae"):
             self.layout.require(needed)
-        features = self.features(tokens)
+        for grid in tokens.grids:
+            check_grid(*grid.shape)
         latents = []
-        for index, (size, given) in enumerate(zip(tokens.sizes, features, strict=True)):
+        for index, (size, grid) in enumerate(zip(tokens.sizes, tokens.grids, strict=True)):
+            # One at a time: features are a thousand times as large as codes.
+            (given,) = self.features(ImageTokens((grid,), tokens.codebook_size))
             placement = self._place(part, _of_grid(decoder_working_bytes, size))
-            callback = shifted(progress, index, len(features))
+            callback = shifted(progress, index, len(tokens.grids))
             seed = decoding.seed + index
             latents.append(
                 sample_latents(

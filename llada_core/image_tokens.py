@@ -1,5 +1,6 @@
 """ImageTokens: the value that travels between nodes."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ from .errors import InputError, shown
 
 PATCH = 16  # pixels an image token covers, each way (docs/model.md, Parts)
 CODEBOOK_DIGITS = 7  # of a codebook's size; the released one has 16,384 codes
+# Far above what fits into a context; below, what is computed from tokens stays in proportion to a machine's memory.
+MOST_GRIDS = 4096
+MOST_CELLS = 2**24  # of all grids
 UPSAMPLING = 2  # the decoder's factor (docs/model.md, Parts)
 
 
@@ -24,7 +28,8 @@ class ImageTokens:
         codebook_size: number of codes of the quantizer that the codes belong to.
 
     Raises:
-        InputError: no grid, a grid that is not a non-empty int64 [h, w], or a code outside the codebook.
+        InputError: no grid, more than 4096, more than 2**24 tokens in all, a grid that is not a non-empty int64
+            [h, w], or a code outside the codebook.
     """
 
     grids: tuple[torch.Tensor, ...]
@@ -33,6 +38,7 @@ class ImageTokens:
     def __post_init__(self):
         if not self.grids:
             raise InputError("tokens", "no image", "at least one token grid", "Encode or sample an image first.")
+        check_extent("tokens", [tuple(grid.shape) for grid in self.grids])
         for i, grid in enumerate(self.grids):
             name = f"tokens[{i}]"
             if grid.dtype != torch.int64 or grid.ndim != 2 or grid.numel() == 0:
@@ -64,10 +70,20 @@ class ImageTokens:
         return self
 
 
+def check_extent(name: str, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Raise InputError where there are more grids than anybody needs, or more tokens in all."""
+    if len(shapes) > MOST_GRIDS:
+        raise InputError(name, f"{len(shapes)} images", f"at most {MOST_GRIDS}", "Take fewer images at a time.")
+    cells = sum(map(math.prod, shapes))
+    if cells > MOST_CELLS:
+        raise InputError(name, f"{cells} tokens in all", f"at most {MOST_CELLS}", "Take fewer or smaller images.")
+
+
 def join(parts: Sequence[ImageTokens]) -> ImageTokens:
     """All images of all parts, in order. Raises InputError where codebooks differ or there is no part."""
     if not parts:
         raise InputError("tokens", "nothing", "at least one set of image tokens", "Connect image tokens.")
+    check_extent("tokens", [size for part in parts for size in part.sizes])
     grids = tuple(grid for part in parts for grid in part.for_codebook(parts[0].codebook_size).grids)
     return ImageTokens(grids, parts[0].codebook_size)
 
@@ -98,6 +114,7 @@ def load_tokens(path: Path) -> ImageTokens:
             if not size.isdecimal() or len(size) > CODEBOOK_DIGITS or names != [str(i) for i in range(len(names))]:
                 found = f"tensors {shown(names[:4])} and codebook_size {shown(size)}"
                 raise InputError(path.name, found, 'tensors "0", "1", ... and a codebook_size', remedy)
+            check_extent(path.name, [tuple(file.get_slice(name).get_shape()) for name in names])
             grids = tuple(file.get_tensor(name) for name in names)
     except (SafetensorError, OSError) as error:
         raise InputError(path.name, f"an unreadable file ({error})", "a safetensors token file", remedy) from error

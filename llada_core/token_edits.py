@@ -9,12 +9,13 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .checks import MAX_SIDE, PIXELS, check_kind, check_range
+from .checks import MAX_SIDE, PIXELS, check_numbers, check_range
 from .errors import InputError
 from .image_tokens import ImageTokens
 
 log = logging.getLogger(__name__)
 
+BAND = 256  # rows of a mask that are looked at together
 MOST_PIXELS = 2**28  # of a mask, 16,384 each way: an expanded tensor may claim any number of them
 
 
@@ -34,20 +35,34 @@ def touched_cells(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
         InputError: no tensor of that shape, too many pixels, or values that are not finite.
     """
     expected, remedy = "one mask [height, width]", "Connect a mask of the picture."
-    check_kind("mask", mask, torch.Tensor, expected, remedy)
+    check_numbers("mask", mask, expected, remedy)
     plain = mask[0] if mask.ndim == 3 and len(mask) == 1 else mask
     if plain.ndim != 2 or 0 in plain.shape:
         raise InputError("mask", f"shape {list(mask.shape)}", expected, remedy)
     if plain.numel() > MOST_PIXELS:
         raise InputError("mask", f"shape {list(mask.shape)}", f"at most {MOST_PIXELS} pixels", "Scale the mask down.")
-    plain = plain.float()
-    if not bool(plain.isfinite().all()):
+    rows = [_bounds(band) for band in plain.split(BAND)]
+    if not all(math.isfinite(bound) for band in rows for bound in band):
         raise InputError("mask", "values that are not finite", "values from 0 to 1", "Make the mask again.")
-    covered = _middle(plain, height, width)
-    cells = F.adaptive_max_pool2d((covered > 0).float()[None], (height, width))[0] > 0
+    cells = _reduced(_reduced(_middle(plain, height, width), height).T, width).T
     if not bool(cells.any()):
         log.warning("the mask marks nothing: nothing is drawn")
     return cells
+
+
+def _bounds(values: torch.Tensor) -> tuple[float, float]:
+    """The lowest and the highest; NaN where there is one."""
+    low, high = values.float().aminmax()
+    return float(low), float(high)
+
+
+def _reduced(mask: torch.Tensor, count: int) -> torch.Tensor:
+    """[n, m] -> bool [count, m]: whether any of the rows that an output row touches is above 0.
+
+    Row by row, since what pools a whole mask at once takes several times its memory.
+    """
+    edges = [(at * len(mask) // count, -(-(at + 1) * len(mask) // count)) for at in range(count)]
+    return torch.stack([(mask[low:high].float() > 0).any(0) for low, high in edges])
 
 
 def _middle(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -18,6 +18,7 @@ from .decoder.zimage_form import quantize_layers, to_zimage_form
 from .engine import LLaDAUni
 from .errors import InputError
 from .image_tokens import ImageTokens
+from .options import MAX_BATCH
 from .quantization.choices import asked_form
 
 __all__ = [
@@ -98,7 +99,8 @@ def features_of(model: LLaDAUni, tokens: ImageTokens) -> tuple[torch.Tensor, tup
         float32 [grids, 4·h·w, width] on the CPU, and (grids, in_channels, 4·h, 4·w).
 
     Raises:
-        InputError: grids of several sizes, which cannot lie in one batch; a grid too large; tokens of another codebook.
+        InputError: grids of several sizes, which cannot lie in one batch; more than 64; a grid too large; tokens of
+            another codebook.
         CheckpointError: a checkpoint without any decoder, or without the SigVQ embedding.
     """
     sizes = sorted(set(tokens.sizes))
@@ -106,6 +108,14 @@ def features_of(model: LLaDAUni, tokens: ImageTokens) -> tuple[torch.Tensor, tup
         found = "grids of " + ", ".join(f"{h} x {w}" for h, w in sizes)
         remedy = "Give each size a node of its own, or use Semantic-Token Decode, which takes them all."
         raise InputError("tokens", found, "grids of one size, as a batch has", remedy)
+    if len(tokens.grids) > MAX_BATCH:
+        found = f"{len(tokens.grids)} images"
+        raise InputError(
+            "tokens",
+            found,
+            f"at most {MAX_BATCH} in a batch",
+            "Use Semantic-Token Decode, which takes them one by one.",
+        )
     (h, w) = sizes[0]
     has = next((name for name in DECODERS if model.layout.has(_LABELS[name])), DECODERS[0])
     channels = decoder_files(model, has).config["in_channels"]

@@ -4,7 +4,7 @@ docs/model.md, Image preprocessing. Sizes are (height, width) in pixels.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..checks import check_choice, check_count
-from ..errors import CheckpointError, InputError, shown
+from ..checks import check_choice, check_count, check_numbers
+from ..errors import CheckpointError, InputError
 
 ALIGN = 32  # every side is a multiple of this: two patches, as the 2x decoder was trained
 MAX_EDIT_RATIO = 4  # of the sides of an edit's candidate sizes
 MAX_RATIO = 200  # of the sides of any image; beyond it, covering an aligned size takes gigabytes
 MAX_PIXELS = 4096**2
+BAND = 256  # rows of an image that become 8-bit together
 MAX_IMAGE = 2**28  # pixels of an image before resizing, 16,384 each way; a tensor of strides 0 may claim any number
 OVERSHOOT = 1.0  # how far sharp resizing may push a value outside 0...1; beyond, it is no image in 0...1 at all
 
@@ -170,16 +171,16 @@ def edit_size(size: Size, maximum: int) -> Size:
     return max(edit_sizes(maximum), key=kept)
 
 
-def to_picture(image: torch.Tensor) -> Image.Image:
-    """One float image [H, W, 3 or 4] in 0...1 -> 8-bit RGB, transparency composited over white.
+def check_image(image: torch.Tensor) -> None:
+    """Raise InputError unless an image is float [H, W, 3 or 4] in 0...1.
 
-    Raises:
-        InputError: no such tensor, a side of 0, sides more than 200:1 apart, more than 268 million pixels, or values
-            that are not finite or far outside 0...1; a little outside, as sharp resizing leaves them, they are clamped.
+    A side of 0, sides more than 200:1 apart, more than 268 million pixels, or values that are not finite or far outside
+    0...1 are refused; a little outside, as sharp resizing leaves them, they pass.
     """
     expected = "a float image [height, width, 3 or 4]"
-    if not isinstance(image, torch.Tensor) or not image.is_floating_point() or image.ndim != 3:
-        found = f"{image.dtype} {list(image.shape)}" if isinstance(image, torch.Tensor) else type(image).__name__
+    check_numbers("image", image, expected, "Hand over one image at a time, values 0 to 1.")
+    if not image.is_floating_point() or image.ndim != 3:
+        found = f"{image.dtype} {list(image.shape)}"
         raise InputError("image", found, expected, "Hand over one image at a time, values 0 to 1.")
     if image.shape[2] not in (3, 4):
         remedy = "Convert the image to RGB first; a mask is not an image."
@@ -190,14 +191,25 @@ def to_picture(image: torch.Tensor) -> Image.Image:
         raise InputError("image", found, f"sides of at least 1 pixel and at most {MAX_RATIO}:1", "Crop or resize it.")
     if height * width > MAX_IMAGE:
         raise InputError("image", f"{width}x{height} pixels", f"at most {MAX_IMAGE} pixels", "Crop or resize it.")
-    values = image.detach().to("cpu", torch.float32)
-    # A comparison that NaN fails, so that one test finds NaN, infinities and values out of range.
-    if not bool(((values >= -OVERSHOOT) & (values <= 1 + OVERSHOOT)).all()):
-        found = f"values from {values.min():g} to {values.max():g}"
+    bounds = torch.stack([torch.stack(band.detach().float().aminmax()).cpu() for band in image.split(BAND)])
+    low, high = float(bounds.amin()), float(bounds.amax())  # both NaN where there is one
+    if not (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):
+        found = f"values from {low:g} to {high:g}"
         remedy = "Scale or clamp the image to 0 to 1; if it holds NaN, the step before this one failed."
         raise InputError("image", found, "values from 0 to 1", remedy)
-    eight_bit = (values * 255).round().clamp(0, 255).to(torch.uint8).numpy()
-    picture = Image.fromarray(np.ascontiguousarray(eight_bit))
+
+
+def to_picture(image: torch.Tensor) -> Image.Image:
+    """One float image [H, W, 3 or 4] in 0...1 -> 8-bit RGB, transparency composited over white.
+
+    Raises InputError as `check_image` does.
+    """
+    check_image(image)
+    eight_bit = np.empty(tuple(image.shape), np.uint8)  # band by band: whole, it takes twice the image beside it
+    for top in range(0, len(image), BAND):
+        values = image[top : top + BAND].detach().to("cpu", torch.float32)
+        eight_bit[top : top + BAND] = (values * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+    picture = Image.fromarray(eight_bit)
     if picture.mode == "RGBA":
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return picture.convert("RGB")
@@ -234,42 +246,48 @@ def prepare(
     Raises:
         InputError: an image that cannot be used (see `to_picture`), or another argument out of range.
     """
+    check_way(purpose, fit, pixels)
+    budgets = budgets or PixelBudgets()
+    picture = to_picture(image)
+    size = (picture.height, picture.width)
+    chosen = prepared_size(size, purpose, budgets, several, pixels)
+    if purpose == "understand":
+        picture = _resize(picture, cover(size, understand_target(size, *_bounds(budgets, several, pixels))))
+    elif fit == "cover":
+        picture = _resize(picture, cover(size, chosen))
+    return to_pixels(_crop_middle(picture, chosen))
+
+
+def check_way(purpose: str, fit: str, pixels: int) -> None:
+    """Raise InputError unless these are what `prepare` takes."""
     check_choice("purpose", purpose, ("edit", "understand"))
     check_choice("fit", fit, ("cover", "crop"))
     check_count("pixels", pixels, 0, MAX_PIXELS, "Use 0 for the checkpoint's own budget.")
     if pixels:
         check_count("pixels", pixels, ALIGN**2, MAX_PIXELS, "Use 0 for the checkpoint's own budget.")
-    budgets = budgets or PixelBudgets()
-    picture = to_picture(image)
-    size = (picture.height, picture.width)
+
+
+def prepared_size(size: Size, purpose: str, budgets: PixelBudgets, several: bool, pixels: int) -> Size:
+    """The size to which `prepare` brings an image of `size`; the other arguments are its own."""
     if purpose == "understand":
-        maximum = pixels or (budgets.several_max if several else budgets.understand_max)
-        minimum = min(budgets.understand_min, maximum)
-        resized = cover(size, understand_target(size, minimum, maximum))
-        picture = _resize(picture, resized)
-        return to_pixels(_crop_middle(picture, understand_size(size, minimum, maximum)))
-    chosen = edit_size(size, pixels or budgets.edit)
-    if fit == "cover":
-        picture = _resize(picture, cover(size, chosen))
-    return to_pixels(_crop_middle(picture, chosen))
+        return understand_size(size, *_bounds(budgets, several, pixels))
+    return edit_size(size, pixels or budgets.edit)
 
 
-def prepare_batch(
-    images: torch.Tensor,
-    purpose: str,
-    fit: str,
-    budgets: PixelBudgets,
-    pixels: int,
-    normalise: Callable[[torch.Tensor], torch.Tensor],
-) -> list[torch.Tensor]:
-    """The images of a batch [batch, H, W, C] as SigLIP-VQ takes them; several share the smaller budget.
+def _bounds(budgets: PixelBudgets, several: bool, pixels: int) -> tuple[int, int]:
+    """The least and the most pixels of an image that is to be understood."""
+    maximum = pixels or (budgets.several_max if several else budgets.understand_max)
+    return min(budgets.understand_min, maximum), maximum
 
-    Arguments as those of `prepare`. Raises InputError where there is no image.
-    """
-    if not isinstance(images, torch.Tensor) or images.ndim != 4 or images.shape[0] == 0:
-        found = f"shape {list(images.shape)}" if isinstance(images, torch.Tensor) else shown(images)
-        raise InputError("image", found, "a batch [batch, height, width, channels]", "Connect at least one image.")
-    return [normalise(prepare(one, purpose, fit, budgets, len(images) > 1, pixels)) for one in images]
+
+def check_batch(images: torch.Tensor) -> None:
+    """Raise InputError unless images are a batch [batch, H, W, C] of at least one that `check_image` passes."""
+    expected, remedy = "a batch [batch, height, width, channels]", "Connect at least one image."
+    check_numbers("image", images, expected, remedy)
+    if images.ndim != 4 or images.shape[0] == 0:
+        raise InputError("image", f"shape {list(images.shape)}", expected, remedy)
+    for image in images:
+        check_image(image)
 
 
 def _resize(picture: Image.Image, size: Size) -> Image.Image:

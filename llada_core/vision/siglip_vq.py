@@ -5,7 +5,7 @@ reads from its weights by hand, so that weights may lie elsewhere than the compu
 float32 in slices.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,11 @@ class SiglipVQ(nn.Module):
 
     @torch.no_grad()
     def encode(
-        self, pixels: torch.Tensor, device: torch.device | None = None, dtype: torch.dtype | None = None
+        self,
+        pixels: torch.Tensor,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        after_block: Callable[[], None] = lambda: None,
     ) -> torch.Tensor:
         """One image -> its codes.
 
@@ -65,6 +69,8 @@ class SiglipVQ(nn.Module):
             pixels: [3, H, W] as `preprocess.Normalisation` leaves them, H and W multiples of 16.
             device, dtype: where and in what to compute; by default where and what the weights are. A host that
                 casts weights layer by layer names both.
+            after_block: called after each block of the tower; what it raises ends the work. A large image takes
+                minutes on a slow device.
 
         Returns:
             int64 [H / 16, W / 16] on the CPU, codes 0...codebook_size - 1.
@@ -83,14 +89,16 @@ class SiglipVQ(nn.Module):
         device, dtype = device or weight.device, dtype or weight.dtype
         height, width = pixels.shape[1] // PATCH, pixels.shape[2] // PATCH
         patches = rearrange(pixels, "c (h p) (w q) -> (h w) c p q", p=PATCH, q=PATCH)
-        features = self._features(patches.to(device, dtype), height, width)
+        features = self._features(patches.to(device, dtype), height, width, after_block)
         latents = self.vqmodel.quant_conv(features.T[None, :, :, None])[0, :, :, 0].T
         if not bool(latents.isfinite().all()):
             raise nonfinite_error(LABEL, self, dtype, "features")
         codes = nearest_codes(latents, self.vqmodel.quantize.embedding.weight)
         return codes.view(height, width).cpu()
 
-    def _features(self, patches: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    def _features(
+        self, patches: torch.Tensor, height: int, width: int, after_block: Callable[[], None] = lambda: None
+    ) -> torch.Tensor:
         """Patches [h·w, 3, 16, 16] in raster order -> features [h·w, hidden_size]."""
         device, tokens = patches.device, height * width
         rows, columns = torch.meshgrid(
@@ -107,6 +115,7 @@ class SiglipVQ(nn.Module):
         bounds = torch.tensor([0, tokens], dtype=torch.int32)  # on the CPU: the blocks read them as numbers
         for block in self.visual.blocks:
             hidden = block(hidden, cu_seqlens=bounds)
+            after_block()
         return hidden
 
 

@@ -254,7 +254,7 @@ def test_normalisation_is_per_channel_and_follows_the_switches():
         (filled(32, 32)[None], r"\[1, 32, 32, 3\]"),
         (filled(32, 32)[:, :, 0], r"\[32, 32\]"),
         (torch.zeros(32, 32, 3, dtype=torch.uint8), "torch.uint8"),
-        ("photo.png", "str"),
+        ("photo.png", "'photo.png'"),
     ],
 )
 def test_images_that_are_refused(image, found):
