@@ -97,45 +97,51 @@ class Prefix:
 
 
 class IndexedCache:
-    """The cache as a CUDA graph can use it: written by index, and always returned to the same extent.
+    """The cache written by index, so that each row has a place of its own, and returned to one extent.
 
-    What lies behind the written positions is to be masked.
+    A CUDA graph can use it: nothing in it changes but what is in its buffers. What lies behind the written positions is
+    to be masked.
 
     Args:
         cache: the whole cache.
-        n: positions written at a time.
+        n: positions of each row that are written at a time.
         extent: positions returned.
     """
 
     def __init__(self, cache: PrefixCache, n: int, extent: int):
         self._cache, self._extent = cache, extent
-        self._at = torch.arange(n, device=cache.keys[0].device)
+        self._steps = torch.arange(n, device=cache.keys[0].device).expand(cache.rows, -1)
+        self._at = self._steps.clone(memory_format=torch.contiguous_format)
 
-    def place(self, start: int) -> None:
-        """Let the next n positions be written from `start` on."""
-        torch.arange(start, start + len(self._at), out=self._at)
+    def place(self, starts: int | Sequence[int]) -> None:
+        """Let the next n positions be written from there on: of all rows, or one of each."""
+        each = starts if isinstance(starts, int) else torch.tensor(starts, device=self._at.device)[:, None]
+        torch.add(self._steps, each, out=self._at)
 
     def extend(self, layer: int, start: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As PrefixCache.extend; `start` is not read, `place` says where."""
         keys, values = self._cache.keys[layer], self._cache.values[layer]
-        keys.index_copy_(2, self._at, k)
-        values.index_copy_(2, self._at, v)
+        at = self._at[:, None, :, None].expand_as(k)
+        keys.scatter_(2, at, k)
+        values.scatter_(2, at, v)
         if self._cache.key_norms is not None:
             self._add_norms(layer, k)
         return keys[:, :, : self._extent], values[:, :, : self._extent]
 
     def whole(self, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """All keys and values of a layer, to be written to at the positions int64 [n] that come third."""
+        """All keys and values of a layer, to be written to at the positions int64 [rows, n] that come third."""
         return self._cache.keys[layer], self._cache.values[layer], self._at
 
     def note(self, layer: int) -> None:
         """What `extend` does besides, where keys were written to `whole`."""
         if self._cache.key_norms is not None:
-            self._add_norms(layer, self._cache.keys[layer].index_select(2, self._at))
+            keys = self._cache.keys[layer]
+            at = self._at[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
+            self._add_norms(layer, keys.gather(2, at))
 
     def _add_norms(self, layer: int, k: torch.Tensor) -> None:
         norms = cast(torch.Tensor, self._cache.key_norms)
-        write = norms.index_copy_ if layer == 0 else norms.index_add_
+        write = norms.scatter_ if layer == 0 else norms.scatter_add_
         write(1, self._at, self._cache.layer_norms(k))
 
 

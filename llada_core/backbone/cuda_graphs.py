@@ -8,7 +8,7 @@ written to the cache by index, and a long stretch of the cache attended to with 
 
 import logging
 import traceback
-from collections.abc import Callable, Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -73,18 +73,20 @@ class GraphedForward:
         self._positions = torch.zeros_like(self._ids)
         self._mask = torch.zeros(rows, 1, n, extent, dtype=torch.bool, device=keys.device)
         self._context = IndexedCache(cache, n, extent)
-        self._loaded: tuple[int, torch.Tensor | None] | None = None
+        self._loaded: tuple[int | Sequence[int], torch.Tensor | None] | None = None
         self.hidden = keys.new_zeros(rows, n, backbone.config.hidden_size)
         self.warmed_up = False
         self.graph: torch.cuda.CUDAGraph | None = None
 
-    def load(self, ids: torch.Tensor, positions: torch.Tensor, begin: int, mask: torch.Tensor | None) -> None:
+    def load(
+        self, ids: torch.Tensor, positions: torch.Tensor, begin: int | Sequence[int], mask: torch.Tensor | None
+    ) -> None:
         """Fill the buffers; arguments as those of `CUDAGraphRunner.run`."""
         self._ids.copy_(ids)
         if self._loaded is not None and self._loaded[0] == begin and self._loaded[1] is mask:
             return  # as in most rounds of a block
         self._loaded = (begin, mask)
-        end = begin + ids.shape[1]
+        end = mask.shape[-1] if mask is not None else furthest(begin) + ids.shape[1]
         self._positions.copy_(positions)
         self._context.place(begin)
         self._mask[..., :end] = True if mask is None else mask
@@ -147,22 +149,23 @@ class CUDAGraphRunner:
         return self.cache.bytes + self.pool_bytes
 
     def run(
-        self, ids: torch.Tensor, positions: torch.Tensor, begin: int, mask: torch.Tensor | None
+        self, ids: torch.Tensor, positions: torch.Tensor, begin: int | Sequence[int], mask: torch.Tensor | None
     ) -> torch.Tensor | None:
         """Run n positions against the cache; what is in it from `begin` to `begin` + n is written anew.
 
         Args:
             ids, positions: int64 [rows, n], n one of `sizes`.
-            begin: index in the cache of the first of them.
-            mask: bool [rows, 1, n or 1, begin + n], True where a query sees a key; None sees all up to the last.
-                The same object in the next call means the same mask.
+            begin: index in the cache of the first of them, for all rows or of each.
+            mask: bool [rows, 1, n or 1, end], the end that of the row that reaches furthest, True where a query sees a
+                key; None, where all begin at one place, sees all up to the last. The same object in the next call means
+                the same mask.
 
         Returns:
             Hidden states [rows, n, hidden] in a buffer that the next call of this size overwrites; None where a
             capture failed. Nothing is run in fixed shapes from then on: their kernels may be what failed.
         """
         n = ids.shape[1]
-        fixed = self._fixed(n, begin + n)
+        fixed = self._fixed(n, furthest(begin) + n)
         fixed.load(ids, positions, begin, mask)
         if fixed.graph is not None:
             fixed.graph.replay()
@@ -280,6 +283,11 @@ class GraphStore:
             runner.close()
         self._kept.clear()
         self._place = None
+
+
+def furthest(begin: int | Sequence[int]) -> int:
+    """One place for all rows, or the last of those that each has."""
+    return begin if isinstance(begin, int) else max(begin)
 
 
 def kept_bytes(device: torch.device) -> int:

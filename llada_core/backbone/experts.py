@@ -56,7 +56,7 @@ def try_routing(config: BackboneConfig, device: torch.device) -> None:
     chosen, found = routing_kernels.route(x.to(device), router.weight.to(device), router.expert_bias.to(device), config)
     order, ends = routing_kernels.sort(chosen, config.num_experts)
     one = torch.ones(tokens * k, config.hidden_size, dtype=x.dtype, device=device)
-    total = routing_kernels.combine(one, found, None).cpu()
+    total, sorted_total = (routing_kernels.combine(one, found, None, of).cpu() for of in (None, order))
     chosen, found = chosen.cpu().long(), found.cpu()
     each = torch.zeros(tokens, config.num_experts).scatter_(1, chosen, found)
     off = each - torch.zeros_like(each).scatter_(1, expected, weights)
@@ -65,7 +65,8 @@ def try_routing(config: BackboneConfig, device: torch.device) -> None:
         int((off.abs() > 1e-3).any(-1).sum()) <= 2,  # experts of all but equal scores may take each other's place
         torch.equal(order.cpu().long(), place),
         torch.equal(ends.cpu(), torch.searchsorted(of_pair, torch.arange(len(ends)), right=True, out_int32=True)),
-        torch.allclose(total, found.sum(-1, keepdim=True).expand_as(total), rtol=1e-3),
+        torch.allclose(total, found.sum(-1, keepdim=True).expand_as(total), rtol=1e-3)
+        and torch.equal(total, sorted_total),
     ]
     if not all(right):
         names = ("the choice of experts", "sorting", "counting", "summing up")
@@ -130,6 +131,10 @@ class Experts(nn.Module):
         ends = torch.searchsorted(of_pair, every, right=True, out_int32=True)
         gate, up = self.gate_up.product(x[order // k], ends, tokens).chunk(2, -1)
         out = self.down.product(F.silu(gate) * up, ends, tokens)
+        if self.kernels.usable(x):
+            from . import routing_kernels
+
+            return routing_kernels.combine(out, weights, added, order)
         # Back to token order and a plain sum: adding in place would be in random order on a GPU.
         pairs = torch.empty_like(out).index_copy_(0, order, out).unflatten(0, (tokens, k))
         total = (pairs * weights[..., None]).sum(1)  # float32, as the weights are

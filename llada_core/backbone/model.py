@@ -205,17 +205,31 @@ def block_causal_mask(start: int, n: int, block_length: int, pads: torch.Tensor)
         bool [rows, 1, n or 1, start + n], or None where every query sees every key. A padding query sees other
         padding: it a softmax over a fully masked row is not a number, and no other query sees it.
     """
-    device = pads.device
-    query = torch.arange(start, start + n, device=device)
-    key = torch.arange(start + n, device=device)
+    key = torch.arange(start + n, device=pads.device)
     one_block = start // block_length == (start + n - 1) // block_length
     padded = bool(pads.any())
     if one_block and not padded:
         return None
     if one_block and int(pads.max()) <= start:
         return (key >= pads[:, None])[:, None, None]
-    mask = key // block_length <= query[:, None] // block_length
-    real = (key >= pads[:, None])[:, None] | (query < pads[:, None])[:, :, None]
+    return windows_mask(torch.full_like(pads, start), n, start + n, block_length, pads)
+
+
+def windows_mask(begins: torch.Tensor, n: int, end: int, block_length: int, pads: torch.Tensor) -> torch.Tensor:
+    """Which of the keys 0...end the queries begins...begins + n of each row see; rows that stand at different places.
+
+    Args:
+        begins, pads: int64 [rows]; begins are multiples of the block.
+        n: queries of each row, whole blocks.
+        end: keys, as far as the furthest row reaches.
+
+    Returns:
+        bool [rows, 1, n, end]; padding as in `block_causal_mask`.
+    """
+    query = begins[:, None] + torch.arange(n, device=pads.device)  # [rows, n]
+    key = torch.arange(end, device=pads.device)
+    mask = key // block_length <= query[..., None] // block_length
+    real = (key >= pads[:, None])[:, None] | (query < pads[:, None])[..., None]
     return (mask & real)[:, None]
 
 

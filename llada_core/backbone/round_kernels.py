@@ -44,7 +44,7 @@ def heads_kernel(
 ):  # fmt: skip
     """Norms and RoPE of all heads of a token; queries to q [rows, HEADS, n, DIM], keys and values into the cache.
 
-    Grid: (rows * n, HEADS + 2 * KV_HEADS). at int64 [n]: the positions of the cache that the n positions have.
+    Grid: (rows * n, HEADS + 2 * KV_HEADS). at int64 [rows, n]: the positions of the cache that they have.
     """
     token = tl.program_id(0)
     head = tl.program_id(1)
@@ -55,7 +55,7 @@ def heads_kernel(
     dtype = q_ptr.dtype.element_ty
     base = qkv_ptr + (token.to(tl.int64) * (HEADS + 2 * KV_HEADS) + head) * DIM
     x = tl.load(base + d, mask=mask, other=0)
-    place = tl.load(at_ptr + position)
+    place = tl.load(at_ptr + token)
     if head >= HEADS + KV_HEADS:
         to = v_ptr + row.to(tl.int64) * row_stride + (head - HEADS - KV_HEADS) * head_stride + place * DIM
         tl.store(to + d, x, mask=mask)
@@ -91,8 +91,8 @@ def part_kernel(
     """Attention of the queries to PART keys: out float32 [rows * KV_HEADS, parts, GROUP * n, DIM], and the logarithm to
     base 2 of the softmax's denominator, lse float32 [rows * KV_HEADS, parts, GROUP * n].
 
-    Grid: (rows * KV_HEADS, parts, tiles of queries). mask: bool [rows, n, extent]. at int64 [n]: what lies behind the
-    last of them is not read. A part in which a query sees nothing has minus infinity for its logarithm.
+    Grid: (rows * KV_HEADS, parts, tiles of queries). mask: bool [rows, n, extent]. at int64 [rows, n]: what lies
+    behind the last of a row is not read. A part in which a query sees nothing has minus infinity for its logarithm.
     """
     head = tl.program_id(0)
     part = tl.program_id(1)
@@ -108,7 +108,7 @@ def part_kernel(
     largest = tl.full((BLOCK_Q,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((BLOCK_Q,), dtype=tl.float32)
     out = tl.zeros((BLOCK_Q, BLOCK_D), dtype=tl.float32)
-    end = tl.minimum(tl.load(at_ptr + n - 1).to(tl.int32) + 1 - part * PART, PART)
+    end = tl.minimum(tl.load(at_ptr + row * n + n - 1).to(tl.int32) + 1 - part * PART, PART)
     for first in tl.range(0, end, BLOCK_K):
         at = part * PART + first + tl.arange(0, BLOCK_K)
         seen = tl.load(
@@ -199,7 +199,7 @@ def heads(
         query_weight, key_weight: [dim], of the norms.
         eps: of the norms.
         rope: as `model.apply_rotary_emb` takes it.
-        at: int64 [n], the cache's positions that keys and values are written to.
+        at: int64 [rows, n], the cache's positions that keys and values are written to.
         keys, values: [rows, kv_heads, capacity, dim], the cache.
 
     Returns:
@@ -245,7 +245,7 @@ def attend(
         q: [rows, heads, n, dim].
         keys, values: [rows, kv_heads, capacity, dim], the cache.
         mask: bool [rows, 1, n, extent], contiguous: which of the first `extent` keys a query sees.
-        at: int64 [n], the queries' own positions in the cache, ascending.
+        at: int64 [rows, n], the queries' own positions in the cache, each row's ascending.
 
     Returns:
         [rows, n, heads * dim].

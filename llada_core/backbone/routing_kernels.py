@@ -128,18 +128,20 @@ def sort_kernel(
 
 @triton.jit
 def combine_kernel(
-    pairs_ptr, weights_ptr, added_ptr, out_ptr, width,
-    TOP: tl.constexpr, ADDED: tl.constexpr, BLOCK: tl.constexpr,
+    pairs_ptr, weights_ptr, added_ptr, places_ptr, out_ptr, width,
+    TOP: tl.constexpr, ADDED: tl.constexpr, PLACED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """out [tokens, width] = each token's pairs [tokens, TOP, width] times their weights, summed in float32; with ADDED
-    rounded and added to another tensor. Grid: (tokens, tiles of the width)."""
+    rounded and added to another tensor; with PLACED pairs lie where places say. Grid: (tokens, tiles of the width)."""
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = at < width
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     for i in tl.static_range(TOP):
         pair = token * TOP + i
-        total += tl.load(pairs_ptr + pair * width + at, mask=mask, other=0).to(tl.float32) * tl.load(weights_ptr + pair)
+        place = tl.load(places_ptr + pair).to(tl.int64) if PLACED else pair
+        weight = tl.load(weights_ptr + pair)
+        total += tl.load(pairs_ptr + place * width + at, mask=mask, other=0).to(tl.float32) * weight
     if ADDED:
         rounded = total.to(added_ptr.dtype.element_ty).to(tl.float32)
         total = rounded + tl.load(added_ptr + token * width + at, mask=mask, other=0).to(tl.float32)
@@ -213,14 +215,21 @@ def sort(chosen: torch.Tensor, experts: int) -> tuple[torch.Tensor, torch.Tensor
     return order, ends
 
 
-def combine(pairs: torch.Tensor, weights: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
+def combine(
+    pairs: torch.Tensor, weights: torch.Tensor, added: torch.Tensor | None, order: torch.Tensor | None = None
+) -> torch.Tensor:
     """pairs [tokens * k, width] in the order of tokens, weights [tokens, k] -> their weighted sums [tokens, width].
 
-    In float32; with `added` rounded to its type and added to it.
+    In float32; with `added` rounded to its type and added to it. With `order`, as `sort` returns it, pairs lie sorted
+    by expert, and are read from there: no copy of them in the order of tokens is made, nor one with their weights.
     """
     (tokens, top), width = weights.shape, pairs.shape[-1]
     dtype = torch.float32 if added is None else added.dtype
     out = torch.empty(tokens, width, dtype=dtype, device=pairs.device)
+    places = None
+    if order is not None:
+        numbers = torch.arange(len(order), dtype=torch.int32, device=order.device)
+        places = torch.empty_like(numbers).index_copy_(0, order, numbers)
     block = 1024
     start(
         combine_kernel,
@@ -228,10 +237,12 @@ def combine(pairs: torch.Tensor, weights: torch.Tensor, added: torch.Tensor | No
         pairs,
         weights,
         out if added is None else added,
+        out if places is None else places,
         out,
         width,
         TOP=top,
         ADDED=added is not None,
+        PLACED=places is not None,
         BLOCK=block,
     )
     return out

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 
@@ -19,8 +19,10 @@ from .sprint import kept_positions, scores
 from .unmask import quota
 from .unmasker import Unmasker
 
-# (index of the block, rounds done in it) after each round; an exception from it ends the work.
+# (index of the block, rounds done in it), of the sample that is furthest behind, after each round; an exception from it
+# ends the work.
 OnRound = Callable[[int, int], None]
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,9 @@ def generate(
 ) -> list[Output]:
     """Fill all masks among the new ids of a batch, block after block; a block without any takes no round.
 
-    Masks of a last block behind what was asked for are filled along the way, as the reference does. The reference also
-    goes on until none of them is left; nothing that was asked for can change in those rounds, so they are saved.
+    Each sample goes on to its next block when it has filled one (docs/model.md, Batches). Masks of a last block behind
+    what was asked for are filled along the way, as the reference does. The reference also goes on until none of them is
+    left; nothing that was asked for can change in those rounds, so they are saved.
 
     Args:
         runner: over the rows of `batch`, nothing cached yet.
@@ -115,51 +118,72 @@ def generate(
         CheckpointError, InputError: predictions that are not finite, found in the round in which they come.
     """
     tracks = list(batch.tracks)
-    for index, start in enumerate(batch.starts):
-        for step in range(config.steps):
-            active = [batch.open(track, start, config.stops) for track in batch.tracks]
-            if not any(active):
-                break
-            if config.sprint and step == config.sprint.warmup:
-                prune(runner, batch, start, config.sprint)
-            run_round(runner, batch, start, step, active, config)
-            if on_round:
-                on_round(index, step + 1)
-        batch.finish(start, config.stops)
+    while True:
+        for track in batch.tracks:
+            batch.advance(track, config.steps, config.stops)
         if config.keep_prefix:
             keep_prefixes(runner, batch)
         if all(track.done for track in batch.tracks):
             break
-        leave(runner, batch, config)
+        left = leave(runner, batch, config)
+        at = run_round(runner, batch, config, left)
+        if on_round:
+            on_round(batch.starts.index(at[0]), at[1])
     return [Output(track.new, track.rounds, track.stopped, track.prefix) for track in tracks]
 
 
-def run_round(
-    runner: CachedRunner, batch: Batch, start: int, step: int, active: list[bool], config: GenerationConfig
-) -> None:
-    """One forward pass of the block at `start`, and the tokens that it fixes: one transfer back a round."""
-    unmasker = cast(Unmasker, runner.then)
-    if step == 0:  # later rounds go on from what the one before left there
-        unmasker.ids.copy_(batch.block(start))
-        unmasker.fillable.copy_(batch.fillable(start))
-    unmasker.schedule[0].fill_(quota(step, config.steps, batch.block_length))
-    unmasker.schedule[1].fill_(config.steps - step)
+def run_round(runner: CachedRunner, batch: Batch, config: GenerationConfig, anew: bool) -> tuple[int, int]:
+    """One forward pass of a block of each sample, and the tokens that it fixes: one transfer back a round.
+
+    Args:
+        runner, batch, config: as in `generate`.
+        anew: what follows the backbone has nothing yet of the round before.
+
+    Returns:
+        Where the sample that is furthest behind has come to: the start of its block, and rounds done in it.
+    """
+    unmasker, branches = cast(Unmasker, runner.then), batch.pads.shape[1]
+    going = [track for track in batch.tracks if not track.done]
+    if config.sprint:
+        prune(runner, batch, config.sprint)
+    places = {track.start for track in going}
+    # What is done runs along with the others until it leaves.
+    starts = [track.start if len(places) > 1 else going[0].start for track in batch.tracks]
+    runner.retire([row for row, over in enumerate(each_row([track.done for track in batch.tracks], branches)) if over])
+    shown = runner.turns(each_row(starts, branches))[::branches]
+    busy = [not of.done and at == start for of, at, start in zip(batch.tracks, shown, starts, strict=True)]
+    if anew or any(track.step == 0 for track in going):  # later rounds go on from what the one before left there
+        unmasker.ids.copy_(batch.block(shown))
+        unmasker.fillable.copy_(batch.fillable(shown) & torch.tensor(busy, device=batch.ids.device)[:, None])
+    schedule = [
+        (quota(track.step, config.steps, batch.block_length), config.steps - track.step) for track in batch.tracks
+    ]
+    unmasker.schedule.copy_(torch.tensor(schedule).T.clamp_min(1))
     if config.sampling.temperature > 0:
-        unmasker.uniform.copy_(draws(batch, active))
-    runner.block(batch.rows, start)
-    batch.write(start, unmasker.ids)
-    for track, busy, (*ids, finite) in zip(batch.tracks, active, unmasker.report.tolist(), strict=True):
-        if busy and not finite:
+        unmasker.uniform.copy_(draws(batch, busy))
+    runner.block(batch.rows, each_row(starts, branches), each_row(shown, branches))
+    batch.write(shown, unmasker.ids)
+    for track, draws_now, (*ids, finite) in zip(batch.tracks, busy, unmasker.report.tolist(), strict=True):
+        if not draws_now:
+            continue
+        if not finite:
             raise nonfinite_error("backbone", runner.backbone, runner.cache.keys[0].dtype, "predictions")
-        track.ids[start : start + batch.block_length] = ids
-        track.rounds += busy
+        track.ids[track.start : track.start + batch.block_length] = ids
+        track.rounds += 1
+        track.step += 1
+    return min((track.start, track.step) for track in going)
+
+
+def each_row(of_samples: Sequence[Value], branches: int) -> list[Value]:
+    """A value of each sample, for each of its rows."""
+    return [value for value in of_samples for _ in range(branches)]
 
 
 def draws(batch: Batch, active: list[bool]) -> torch.Tensor:
     """One uniform number a position, float32 [samples, block], each sample's from its own generator on the CPU.
 
-    So a seed means the same draws on every device and beside any other sample. A sample that waits for others to finish
-    their block draws none.
+    So a seed means the same draws on every device and beside any other sample. A sample that only has its last block
+    cached in a round draws none.
     """
     nothing = torch.zeros(batch.block_length)
     return torch.stack(
@@ -178,30 +202,41 @@ def keep_prefixes(runner: CachedRunner, batch: Batch) -> None:
             track.prefix = runner.prefix(index * branches, track.ids[track.pad :])
 
 
-def leave(runner: CachedRunner, batch: Batch, config: GenerationConfig) -> None:
-    """Take samples that are done out of the batch.
+def leave(runner: CachedRunner, batch: Batch, config: GenerationConfig) -> bool:
+    """Take samples that are done out of the batch; whether any was taken.
 
     Where rounds are graphs only when half of them are: graphs are for a number of rows, and new ones cost more than
     some rows.
     """
     left = [at for at, track in enumerate(batch.tracks) if not track.done]
     most = len(batch.tracks) // 2 if runner.rounds.sizes else len(batch.tracks) - 1
-    if len(left) <= most:
-        branches = batch.pads.shape[1]
-        batch.keep(left)
-        rows = [at * branches + branch for at in left for branch in range(branches)]
-        runner.keep(rows, *following(runner.backbone, batch, config))
+    if len(left) > most:
+        return False
+    branches = batch.pads.shape[1]
+    batch.keep(left)
+    rows = [at * branches + branch for at in left for branch in range(branches)]
+    runner.keep(rows, *following(runner.backbone, batch, config))
+    return True
 
 
-def prune(runner: CachedRunner, batch: Batch, start: int, sprint: Sprint) -> None:
-    """Choose what later rounds of the block at `start` see before it, each row by itself (docs/model.md, SPRINT)."""
-    ids = batch.rows
-    runner.catch_up(ids, start)
-    visible = torch.arange(start, device=ids.device) >= runner.pads[:, None]
+def prune(runner: CachedRunner, batch: Batch, sprint: Sprint) -> None:
+    """Choose what later rounds see before their block, for the samples whose warm-up rounds are over (docs/model.md,
+    SPRINT); each row by itself."""
+    ids, branches = batch.rows, batch.pads.shape[1]
+    ripe = [not track.done and track.step == sprint.warmup for track in batch.tracks]
+    rows = [row for row, now in enumerate(each_row(ripe, branches)) if now]
+    if not rows:
+        return
+    starts = each_row([track.start for track in batch.tracks], branches)
+    runner.catch_up(ids, [start if row in rows else 0 for row, start in enumerate(starts)])
+    end, at = max(starts[row] for row in rows), torch.tensor(rows, device=ids.device)
+    place = torch.arange(end, device=ids.device)
+    ends = torch.tensor([starts[row] for row in rows], device=ids.device)
+    visible = (place >= runner.pads[at, None]) & (place < ends[:, None])
     # Both are kept where SPRINT is on.
     norms, confidence = cast(torch.Tensor, runner.cache.key_norms), cast(torch.Tensor, runner.confidence)
-    score = scores(norms[:, :start], confidence[:, :start], visible, sprint.alpha)
-    is_image = ids[:, :start] >= runner.backbone.config.image_token_offset
+    score = scores(norms[at, :end], confidence[at, :end], visible, sprint.alpha)
+    is_image = ids[at, :end] >= runner.backbone.config.image_token_offset
     kept = kept_positions(score, visible, is_image, sprint)
     if kept is not None:
-        runner.prune(start, *kept)
+        runner.prune(rows, starts, *kept)

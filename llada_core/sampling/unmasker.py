@@ -28,7 +28,7 @@ class Unmasker:
         ids: int64 [samples, block], the block: before a call what it holds, after it with what the round fixed.
         fillable: bool [samples, block], False for padding and prompt.
         uniform: float32 [samples, block], the numbers of the draws; not read at temperature 0.
-        schedule: int64 [2], the least that plain sampling fixes in this round, and the rounds left to the block.
+        schedule: int64 [2, samples], the least that plain sampling fixes in this round, and the rounds that are left.
         report: int64 [samples, block + 1], what to read back: the ids, then whether all predictions were finite.
     """
 
@@ -52,7 +52,7 @@ class Unmasker:
         self.ids = torch.full((samples, block), mask_id, device=device)
         self.fillable = torch.zeros(samples, block, dtype=torch.bool, device=device)
         self.uniform = torch.zeros(samples, block, device=device)
-        self.schedule = torch.ones(2, dtype=torch.int64, device=device)
+        self.schedule = torch.ones(2, samples, dtype=torch.int64, device=device)
         self.report = torch.zeros(samples, block + 1, dtype=torch.int64, device=device)
         self._rescales = guidance is not None and branches > 1 and guidance.rescale > 0
         # Without it the spread takes the logits of the whole vocabulary.
@@ -70,7 +70,7 @@ class Unmasker:
         if self.sprint:
             threshold, least = self.sprint.threshold, least_accepted(masked.sum(-1), self.schedule[1])
         else:
-            threshold, least = self.sampling.threshold, self.schedule[0].expand(len(masked))
+            threshold, least = self.sampling.threshold, self.schedule[0]
         self.ids.copy_(torch.where(accept(confidence, masked, threshold, least), chosen + self.low, self.ids))
         self.report[:, :-1].copy_(self.ids)
         self.report[:, -1].copy_(confidence.isfinite().all(-1))

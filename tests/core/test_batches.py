@@ -116,6 +116,30 @@ def test_texts_that_end_at_different_places(
         assert output.ids == slow.generate(branches, new, config, seed=at).ids
 
 
+def test_nobody_waits_for_others_to_fill_a_block(tiny):
+    """Blocks are cut elsewhere in each. Filled together they would take the longest of each of three: 96 rounds."""
+    config = GenerationConfig(32, IMAGES, VOCABULARY, sampling=Sampling(threshold=1.0))
+    samples = [([random_ids(at, 40 + length)], [MASK] * 64) for at, length in enumerate([22, 24, 30, 31, 32, 35])]
+    passes = []
+    found = together(tiny, samples, config, on_round=lambda runner, batch, *_: passes.append(len(runner.pads)))
+    longest = max(output.rounds for output in found)
+    assert 64 <= longest <= len(passes) <= longest + 2 < 96  # one more for each block behind the first, to be cached
+    assert [together(tiny, [sample], config)[0] for sample in samples] == found
+
+
+def test_where_a_third_has_filled_a_block_two_blocks_are_run(tiny):
+    """Else what was filled is run by itself."""
+    runner, _ = prepare(
+        tiny, [Sample([random_ids(at, 64)], [MASK] * 96) for at in range(6)], GenerationConfig(2, 0, IMAGES), MASK
+    )
+    runner.cached = [64] * 6
+    assert runner.turns([96] * 6) == [96] * 6  # all
+    assert runner.turns([96, 96, 64, 64, 64, 64]) == [96, 96, 64, 64, 64, 64]
+    assert runner.turns([96, 64, 64, 64, 64, 64]) == [64, 64, 64, 64, 64, 64]
+    runner.retire([3, 4, 5])
+    assert runner.turns([96, 64, 64, 64, 64, 64]) == [96, 64, 64, 64, 64, 64]
+
+
 def test_logits_of_a_few_samples_at_a_time_change_nothing(tiny, monkeypatch):
     samples = [([random_ids(at, 40), random_ids(at + 9, 20)], [MASK] * 50) for at in range(5)]
     config = GenerationConfig(4, IMAGES, VOCABULARY, sampling=Sampling(temperature=1.0), guidance=GUIDANCE)

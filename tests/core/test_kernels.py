@@ -223,11 +223,14 @@ def test_sort_is_stable_and_counts(tokens, experts):
 
 
 @pytest.mark.parametrize("added", [False, True])
-def test_combine_weighs_and_sums(added):
+@pytest.mark.parametrize("by_expert", [False, True])
+def test_combine_weighs_and_sums(by_expert, added):
     generator = torch.Generator().manual_seed(0)
     pairs, weights = torch.randn(5 * 3, 70, generator=generator).half(), torch.rand(5, 3, generator=generator)
     extra = torch.randn(5, 70, generator=generator).half() if added else None
-    found = routing_kernels.combine(pairs.to(DEVICE), weights.to(DEVICE), extra if extra is None else extra.to(DEVICE))
+    order = torch.randperm(5 * 3, generator=generator) if by_expert else None
+    given = (pairs if order is None else pairs[order], weights, extra, order)
+    found = routing_kernels.combine(*(of if of is None else of.to(DEVICE) for of in given))
     expected = (pairs.unflatten(0, (5, 3)).float() * weights[..., None]).sum(1)
     if added:
         expected = (expected.half() + extra).float()

@@ -54,6 +54,21 @@ def test_each_of_several_is_what_it_is_alone(name, sampling, sprint, model):
     assert [result_of(one) for one in together] == [result_of(one) for one in alone]
 
 
+@pytest.fixture(scope="session")
+def model_on_gpu(golden_checkpoint) -> LLaDAUni:
+    """The golden checkpoint in float32 on a GPU, where rounds are CUDA graphs and kernels are others."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return LLaDAUni(golden_checkpoint, OneDevice("cuda", torch.float32))
+
+
+@pytest.mark.parametrize("sprint", [None, SPRINT], ids=["plain", "SPRINT"])
+@pytest.mark.parametrize("sampling", [FEW, DRAWS], ids=["best", "drawn"])
+@pytest.mark.parametrize("name", CALLS)
+def test_each_of_several_is_what_it_is_alone_on_a_gpu(name, sampling, sprint, model_on_gpu):
+    test_each_of_several_is_what_it_is_alone(name, sampling, sprint, model_on_gpu)
+
+
 def test_a_list_of_one_is_a_list(model):
     (one,) = model.generate(["a fox"], 64, 64, sampling=FEW)
     assert result_of(one) == result_of(model.generate("a fox", 64, 64, sampling=FEW))

@@ -61,17 +61,19 @@ def test_norm_of_a_sum(dtype, width, added):
 @pytest.mark.parametrize("extent", [256, 2304])  # short parts, and long ones
 @pytest.mark.parametrize(("n", "heads", "kv_heads", "dim"), [(32, 4, 2, 16), (5, 3, 3, 24)])
 def test_attention_sees_what_the_mask_shows(dtype, extent, n, heads, kv_heads, dim):
-    end, rows = extent - 70, 2
+    end, rows, earlier = extent - 70, 2, 9  # the second row stands a little before the first
     q = drawn(rows, heads, n, dim, dtype=dtype)
     keys, values = (drawn(rows, kv_heads, extent + 40, dim, dtype=dtype, seed=seed) for seed in (1, 2))
     mask = (drawn(rows, 1, n, extent, seed=3) < 0.3).contiguous()
     mask[..., round_kernels.SHORT_PART : 2 * round_kernels.SHORT_PART] = False  # one part holds nothing to see
-    mask[..., end - n : end], mask[..., end:] = True, False
-    at = torch.arange(end - n, end, device=DEVICE)
-    keys[:, :, end:] = values[:, :, end:] = float("nan")  # what lies behind is not read
+    ends = torch.tensor([end, end - earlier], device=DEVICE)
+    at = ends[:, None] - n + torch.arange(n, device=DEVICE)
+    for row, last in enumerate(ends.tolist()):
+        mask[row, ..., last - n : last], mask[row, ..., last:] = True, False
+        keys[row, :, last:] = values[row, :, last:] = float("nan")  # what lies behind is not read
     found = round_kernels.attend(q, keys, values, mask, at)
     bias = attention_kernels.bias(mask[..., :end], n, heads // kv_heads, torch.float32)
-    plain = attention_kernels.eager(q.float(), keys[:, :, :end].float(), values[:, :, :end].float(), bias)
+    plain = attention_kernels.eager(q.float(), *(of[:, :, :end].nan_to_num().float() for of in (keys, values)), bias)
     assert close(found, plain.transpose(1, 2).flatten(2), 5e-3)
 
 
@@ -79,7 +81,7 @@ def test_a_query_that_sees_nothing_gives_no_nan():
     """Padding in a short row; no other query sees what it gives."""
     q, keys, values = drawn(1, 2, 4, 16), drawn(1, 2, 256, 16), drawn(1, 2, 256, 16)
     mask = torch.zeros(1, 1, 4, 256, dtype=torch.bool, device=DEVICE)
-    found = round_kernels.attend(q, keys, values, mask, torch.arange(60, 64, device=DEVICE))
+    found = round_kernels.attend(q, keys, values, mask, torch.arange(60, 64, device=DEVICE)[None])
     assert not found.any()
 
 
