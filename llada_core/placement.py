@@ -21,8 +21,8 @@ class Placement:
 
     Attributes:
         module: of the class that who asked for the part knows.
-        resident: all weights lie on that device as they are used, and stay until the next placement is asked for. False
-            where a host may bring or patch them layer by layer.
+        resident: all weights lie on that device as they are used, and stay until the next placement is asked for, but
+            for embeddings, which are looked up where they lie. False where a host may bring or patch layers one by one.
         moves: how often the weights have changed their place on the device. What keeps their addresses, as CUDA graphs
             do, is void once it has changed.
         before_moving: what the manager calls before it moves these weights or lets go of them, so that nothing keeps

@@ -2,15 +2,16 @@
 
 A round of a block is over a thousand short kernels, and starting them one by one takes the processor several times as
 long as the GPU needs to run them. A graph starts them all at once. It holds the addresses and sizes of everything that
-it touches, so a round takes a form in which those never change: ids, positions and mask in buffers of their own, keys
-written to the cache by index, and a long stretch of the cache attended to with what is not to be seen masked.
+it touches, so a round takes a form in which those never change: embeddings, positions and mask in buffers of their own,
+keys written to the cache by index, and a long stretch of the cache attended to with what is not to be seen masked. Ids
+are looked up before the graph, so that their table, of which a round needs a few rows, may lie anywhere.
 """
 
 import logging
 import traceback
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -68,13 +69,14 @@ class GraphedForward:
     ):
         rows, keys = cache.rows, cache.keys[0]
         self.backbone, self._then, self._block = backbone, then, block or n
-        self._attend = attention_kernels.in_parts if attend is attention_kernels.sdpa else attend
-        self._ids = torch.zeros(rows, n, dtype=torch.int64, device=keys.device)
-        self._positions = torch.zeros_like(self._ids)
+        in_parts = cast(Attend, attention_kernels.in_parts)  # which wants a mask, and here there always is one
+        self._attend = in_parts if attend is attention_kernels.sdpa else attend
+        self._embedded = keys.new_zeros(rows, n, backbone.config.hidden_size)
+        self._positions = torch.zeros(rows, n, dtype=torch.int64, device=keys.device)
         self._mask = torch.zeros(rows, 1, n, extent, dtype=torch.bool, device=keys.device)
         self._context = IndexedCache(cache, n, extent)
         self._loaded: tuple[int | Sequence[int], torch.Tensor | None] | None = None
-        self.hidden = keys.new_zeros(rows, n, backbone.config.hidden_size)
+        self.hidden = torch.zeros_like(self._embedded)
         self.warmed_up = False
         self.graph: torch.cuda.CUDAGraph | None = None
 
@@ -82,7 +84,7 @@ class GraphedForward:
         self, ids: torch.Tensor, positions: torch.Tensor, begin: int | Sequence[int], mask: torch.Tensor | None
     ) -> None:
         """Fill the buffers; arguments as those of `CUDAGraphRunner.run`."""
-        self._ids.copy_(ids)
+        self._embedded.copy_(self.backbone.word_embeddings(ids))
         if self._loaded is not None and self._loaded[0] == begin and self._loaded[1] is mask:
             return  # as in most rounds of a block
         self._loaded = (begin, mask)
@@ -94,7 +96,9 @@ class GraphedForward:
 
     def compute(self) -> None:
         """Run the loaded positions. Allocates, but reads nothing back from the device."""
-        self.hidden.copy_(self.backbone(self._ids, self._positions, self._context, 0, self._mask, self._attend))
+        self.hidden.copy_(
+            self.backbone.run(self._embedded, self._positions, self._context, 0, self._mask, self._attend)
+        )
         if self._then is not None:
             self._then(self.hidden[:, -self._block :])
 
@@ -300,10 +304,13 @@ def kept_bytes(device: torch.device) -> int:
 def capturable_sizes(
     backbone: Backbone, attend: Attend, device: torch.device, rows: int, sizes: Collection[int]
 ) -> Collection[int]:
-    """Those of the sizes whose rounds can be captured: on a GPU of NVIDIA's, without reading anything back from it."""
+    """Those of the sizes whose rounds can be captured: on a GPU of NVIDIA's, without reading anything back from it.
+
+    All weights are on it then, but for the embeddings, which are looked up where they lie.
+    """
     if device.type != "cuda" or torch.version.hip or attend is attention_kernels.flash:
         return []  # flash-attn's kernel takes no mask, and asking for it is asking for that kernel
-    if any(parameter.device != device for parameter in backbone.parameters()):
+    if any(parameter.device != device for parameter in backbone.used_in_rounds()):
         return []
     for module in backbone.modules():
         kernels = getattr(module, "kernels", None)
@@ -311,7 +318,7 @@ def capturable_sizes(
             # Kernels are tried at their first use, which reads results back: not to be in a warm-up.
             kernels.usable(torch.empty(0, device=device))
     experts = [module for module in backbone.modules() if isinstance(module, Experts)]
-    dtype = backbone.word_embeddings.weight.dtype
+    dtype = backbone.norm.weight.dtype
     kept = [n for n in sizes if not any(waits_for_gpu(module, rows * n, dtype) for module in experts)]
     if len(kept) < len(sizes):
         left = ", ".join(str(rows * n) for n in sizes if n not in kept)

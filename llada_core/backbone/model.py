@@ -1,5 +1,6 @@
 """The backbone: a block-causal mixture-of-experts transformer (docs/model.md, Backbone)."""
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -162,16 +163,32 @@ class Backbone(nn.Module):
         Returns:
             Hidden states after the final norm [rows, n, hidden].
         """
-        x = self.word_embeddings(ids)
+        return self.run(self.word_embeddings(ids), positions, context, start, mask, attend)
+
+    def run(
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor,
+        context: PrefixCache | RowsOfCache | IndexedCache | PrunedPrefix,
+        start: int,
+        mask: torch.Tensor | None,
+        attend: attention_kernels.Attend = attention_kernels.sdpa,
+    ) -> torch.Tensor:
+        """As `forward`, for the ids' embeddings x [rows, n, hidden]."""
         turn = rope(self.config, positions, x.dtype)
         group = self.config.num_attention_heads // self.config.num_key_value_heads
         kernels = mask is not None and attend is attention_kernels.in_parts and self._uses_kernels(x)
-        bias = None if mask is None or kernels else attention_kernels.bias(mask, ids.shape[1], group, x.dtype)
+        bias = None if mask is None or kernels else attention_kernels.bias(mask, x.shape[1], group, x.dtype)
         added = None
         with attention_kernels.without_planning(x.device):
             for index, layer in enumerate(self.layers):
                 x, added = layer(x, added, turn, context, index, start, mask, bias, attend)
         return self.norm.after(x, added)[1]
+
+    def used_in_rounds(self) -> Iterator[nn.Parameter]:
+        """All weights but the embeddings: what the computation reads once ids are looked up."""
+        table = self.word_embeddings.weight
+        return (parameter for parameter in self.parameters() if parameter is not table)
 
     def _uses_kernels(self, x: torch.Tensor) -> bool:
         """Whether rounds in fixed shapes go through Triton's kernels between their products."""

@@ -252,8 +252,10 @@ def keep_companions(module: nn.Module, device: torch.device) -> None:
 
 
 def fully_resident(module: nn.Module, device: torch.device) -> bool:
-    """Whether every weight lies on the device and is used there as it is."""
-    if any(parameter.device != device for parameter in module.parameters()):
+    """Whether every weight lies on the device and is used there as it is; of embeddings it is enough that nobody
+    patches them, for they are looked up where they lie."""
+    tables = {id(layer.weight) for layer in module.modules() if isinstance(layer, CastEmbedding)}
+    if any(parameter.device != device for parameter in module.parameters() if id(parameter) not in tables):
         return False
     return not any(layer.weight_function or layer.bias_function for layer in castable_layers(module))
 

@@ -118,7 +118,8 @@ class HostComponentManager:
         move_uncast_parameters(module, device)
         if _is_dynamic(patcher):
             spare = working + management.extra_reserved_memory() + HEADROOM
-            found = loaded.hold.take(patcher, patcher.get_free_memory(device) - spare)
+            room = patcher.get_free_memory(device) - spare
+            found = loaded.hold.take(patcher, room, GRAPH_BYTES if part == "backbone" else 0)
             if found.brought or found.away:
                 sizes = tuple(size / 1e9 for size in (found.held, found.brought, found.away))
                 log.info(

@@ -62,11 +62,12 @@ class Hold:
         self._layers: list[Any] = []
         self._elsewhere: list[tuple[Any, str, nn.Parameter]] = []  # layer, name, what it showed before
 
-    def take(self, patcher: ModelPatcher, room: int) -> Residency:
+    def take(self, patcher: ModelPatcher, room: int, beside: int = 0) -> Residency:
         """Bring layers to the card and pin them there, in the order of their addresses, within `room` bytes.
 
-        Head and embeddings come last: of them the rows used are sent where they are not on the card. Where not all
-        layers find room, the others get none of the host's pages, as fetching them would drive out what is held.
+        Head and embeddings come last: of them the rows used are sent where they are not on the card. Embeddings come
+        only where `beside` bytes are left next to them, for what gains more by it. Where not all layers find room, the
+        others get none of the host's pages, as fetching them would drive out what is held.
         """
         self.give_back()
         device = patcher.load_device
@@ -80,7 +81,7 @@ class Hold:
         self._queue = _Queue([(None, (patcher.model, self._layers))])
         prefetch.PREFETCH_QUEUES.append(self._queue)
         brought = 0
-        for layer in layers[: _fitting(layers, room)]:
+        for layer in layers[: _fitting(layers, room, beside)]:
             stream = comfy.ops.cast_modules_with_vbar([layer], None, device, None, True)
             management.sync_stream(device, stream)
             if layer._prefetch["signature"] is None:  # no memory for it, whatever was reckoned
@@ -146,12 +147,13 @@ def make_free(patcher: ModelPatcher, wanted: int) -> None:
             pages.free_memory(short)
 
 
-def _fitting(layers: Sequence[Any], room: int) -> int:
+def _fitting(layers: Sequence[Any], room: int, beside: int) -> int:
     """How many of the first layers fit, with what the others need: one computes while the next is copied."""
     used = [0, *accumulate(_size(layer) for layer in layers)]
     for count in range(len(layers), 0, -1):
         passing = [_size(layer) for layer in layers[count:] if not _sends_rows(layer)]
-        if used[count] + 2 * max(passing, default=0) <= room:
+        left = room - used[count] - 2 * max(passing, default=0)
+        if left >= (beside if isinstance(layers[count - 1], CastEmbedding) else 0):
             return count
     return 0
 

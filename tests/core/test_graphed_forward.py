@@ -133,6 +133,19 @@ def test_a_fixed_round_reads_nothing_back(oracle):
     assert fixed.hidden.shape == (2, 32, 48)
 
 
+def test_ids_are_looked_up_where_their_table_lies(oracle):
+    """A table elsewhere keeps nothing else from being a graph: the round has the rows, and no address of the table."""
+    backbone = oracle.tiny_backbone(1)
+    others = [parameter for parameter in backbone.parameters() if parameter is not backbone.word_embeddings.weight]
+    assert list(map(id, backbone.used_in_rounds())) == list(map(id, others))
+    fixed = cuda_graphs.GraphedForward(backbone, PrefixCache(backbone.config, 1, 256, "cpu", torch.float32), 8, 256)
+    fixed.load(torch.arange(8)[None], torch.arange(8)[None], 0, None)
+    with torch.no_grad():
+        backbone.word_embeddings.weight.fill_(float("nan"))
+        fixed.compute()
+    assert fixed.hidden.isfinite().all()
+
+
 def test_only_rounds_of_the_two_sizes_are_fixed(tiny, fixed_shapes, generate_one, monkeypatch):
     ran = []
     run = CUDAGraphRunner.run

@@ -111,7 +111,7 @@ report["held once another is placed"] = pinned([last.patcher])
 
 # Room for half of each part: the rest is brought when it is used.
 for part in manager._parts.values():
-    part.hold.take = lambda patcher, room, take=part.hold.take: take(patcher, patcher.model_size() * 2 // 3)
+    part.hold.take = lambda patcher, room, beside, take=part.hold.take: take(patcher, patcher.model_size() * 2 // 3)
 said.clear()
 captured.clear()
 partial = work(model)

@@ -133,6 +133,11 @@ report["equal"] = [torch.equal(a, b) for a, b in zip(whole, partial, strict=True
 
 table = casting.make_castable(torch.nn.Embedding(50, 8, dtype=torch.float32))
 table.comfy_cast_weights = True  # as the host marks a layer that it keeps off the card
+tables = torch.nn.Sequential(table, torch.nn.Linear(8, 8).to(CARD))
+report["resident but for embeddings"] = casting.fully_resident(tables, CARD)
+table.weight_function.append(lambda weight: weight)
+report["resident with patched embeddings"] = casting.fully_resident(tables, CARD)
+table.weight_function.clear()
 if "--cpu" in OPTIONS:
     ids = torch.tensor([3, 1, 4]).to(CARD)
     OnCard.arrived = 0
@@ -155,7 +160,7 @@ report["4 bits are not all"] = not torch.equal(there[2], whole[2])
 del quantized, banks
 
 alive = [weakref.ref(patcher.model) for patcher in patchers.values()]
-del model, manager, patchers, patcher, table
+del model, manager, patchers, patcher, table, tables
 management.current_loaded_models.clear()
 gc.collect()
 report["alive after the model is dropped"] = sum(ref() is not None for ref in alive)

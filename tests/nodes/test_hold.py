@@ -127,6 +127,13 @@ def test_the_head_is_held_after_all_other_layers(host, patcher):
         assert shown_elsewhere(patcher) == held
 
 
+@pytest.mark.parametrize(("room", "held"), [(1450, [0, 1, 2, 3, 4]), (1449, [1, 2, 3, 4]), (1000, [1, 2, 3, 4])])
+def test_graphs_have_their_room_before_embeddings(host, patcher, room, held):
+    """Without the table a round is a graph all the same; without room for a graph it is not."""
+    host.module.Hold().take(patcher, room, 50)
+    assert shown_elsewhere(patcher) == held
+
+
 def test_pages_of_others_go_until_enough_is_free(host, monkeypatch):
     free, asked = [100], []
 

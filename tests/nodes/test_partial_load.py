@@ -91,5 +91,10 @@ def test_of_an_embedding_that_is_away_only_the_rows_used_are_brought(report):
     assert report["embedding rows shipped"] == 3
 
 
+def test_rounds_can_be_graphs_where_only_embeddings_are_away(report):
+    assert report["resident but for embeddings"]
+    assert not report["resident with patched embeddings"]
+
+
 def test_a_dropped_model_leaves_nothing_behind(report):
     assert report["alive after the model is dropped"] == 0
