@@ -48,20 +48,24 @@ def check_kind(name: str, value: object, kind: type | tuple[type, ...], expected
 def check_numbers(name: str, value: object, expected: str, remedy: str) -> None:
     """Raise InputError unless value is a tensor whose real numbers lie in memory, about as many as its shape says.
 
-    Tensors of other kinds (sparse, nested, quantized, meta, complex) fail in most operations, each with another error.
     An expanded one costs nothing, and whatever is computed from it costs what it claims.
     """
     check_kind(name, value, torch.Tensor, expected, remedy)
     assert isinstance(value, torch.Tensor)
-    kinds = {"nested": value.is_nested, "sparse": value.layout != torch.strided, "complex": value.is_complex()}
-    kinds |= {"quantized": value.is_quantized, "meta": value.is_meta}
-    for kind, is_one in kinds.items():
-        if is_one:
-            raise InputError(name, f"a {kind} tensor", expected, remedy)
+    kind = odd_kind(value)
+    if kind is not None:
+        raise InputError(name, f"a {kind} tensor", expected, remedy)
     held = value.untyped_storage().nbytes() // value.element_size()
     if value.numel() > max(CLAIMED, CLAIMED_OF_ONE * held):
         found = f"shape {list(value.shape)} out of {held} numbers"
         raise InputError(name, found, "a tensor that holds what it claims", "Repeat less of it.")
+
+
+def odd_kind(tensor: torch.Tensor) -> str | None:
+    """What a tensor is that fails in most operations, each time with another error; None for real numbers in memory."""
+    kinds = {"nested": tensor.is_nested, "sparse": tensor.layout != torch.strided, "complex": tensor.is_complex()}
+    kinds |= {"quantized": tensor.is_quantized, "meta": tensor.is_meta}
+    return next((kind for kind, is_one in kinds.items() if is_one), None)
 
 
 def check_optional(name: str, value: object, kind: type) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from .checkpoint.component import Component
 from .checkpoint.weights import read_json
+from .checks import check_choice
 from .decoder.decode import LATENTS, VAE_FILE, decoder_file
 from .decoder.flow import WARP, guide, noise_stream
 from .decoder.zimage_form import quantize_layers, to_zimage_form
@@ -80,7 +81,8 @@ class VAEFiles:
 
 
 def decoder_files(model: LLaDAUni, decoder: str) -> DecoderFiles:
-    """The files of one of DECODERS. Raises CheckpointError where the checkpoint lacks it."""
+    """The files of one of DECODERS. Raises InputError for another, CheckpointError where the checkpoint lacks it."""
+    check_choice("decoder", decoder, DECODERS)
     label = _LABELS[decoder]
     folder = model.layout.require(label)
     return DecoderFiles(label, decoder_file(folder), read_json(label, folder / "config.json"))

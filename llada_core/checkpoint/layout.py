@@ -14,6 +14,7 @@ DOWNLOAD_COMMAND = "hf download inclusionAI/LLaDA2.0-Uni --local-dir <the checkp
 # A converted folder's config.json says so under this key; what each layer is stored as, its file says beside it.
 QUANTIZATION = "llada_uni_quantization"
 QUANTIZATION_VERSION = 1
+NAME_BYTES = 255  # of a file's name, on every system in use
 
 # Part -> the files that make it up; of a tuple, any one. Everything else a checkpoint may lack and still open.
 _PARTS: dict[str, list[str | tuple[str, ...]]] = {
@@ -100,7 +101,7 @@ class Layout:
         except CheckpointError:
             listed = None
         if isinstance(listed, dict):
-            names += [name for name in listed.values() if isinstance(name, str) and Path(name).name == name]
+            names += [name for name in listed.values() if isinstance(name, str) and _is_file_name(name)]
         return sorted(path for path in {root / name for name in names} if path.is_file())
 
     def backbone_files(self) -> TensorFiles:
@@ -111,9 +112,9 @@ class Layout:
             if not isinstance(listed, dict) or not listed or not all(isinstance(n, str) for n in listed.values()):
                 raise CheckpointError(f"backbone: {INDEX}", "no weight_map", "tensor -> file", "Download it again.")
             names = sorted(set(listed.values()))
-            outside = [name for name in names if Path(name).name != name]
+            outside = [name for name in names if not _is_file_name(name)]
             if outside:
-                remedy = "Do not use this checkpoint: its index points outside its own folder."
+                remedy = "Do not use this checkpoint: its index names what can be no file of its own folder."
                 raise CheckpointError(f"backbone: {INDEX}", repr(outside[0]), "file names of this folder", remedy)
             return TensorFiles("backbone", [self.root / name for name in names], listed)
         return TensorFiles("backbone", [self.root / SINGLE])
@@ -129,6 +130,11 @@ def check_quantization(config: Mapping[str, object]) -> None:
         label, what = "checkpoint: config.json", f"{QUANTIZATION} of version {version!r}"
         remedy = "Update this pack, or convert the released checkpoint again with this one."
         raise CheckpointError(label, what, f"version {QUANTIZATION_VERSION}", remedy)
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether a file in a folder can have this name; systems answer longer ones with an error, not with "no"."""
+    return Path(name).name == name and len(name.encode("utf-8", "replace")) <= NAME_BYTES
 
 
 def _options(names: str | tuple[str, ...]) -> tuple[str, ...]:

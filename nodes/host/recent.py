@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from ...llada_core.checks import odd_kind
+from ...llada_core.errors import shown
 from ...llada_core.image_tokens import ImageTokens
 
 MOST = 32  # results that are kept: token grids and plans, a few kilobytes each
@@ -39,10 +41,10 @@ def key_of(inputs: Mapping[str, Any]) -> tuple:
 def _content(value: Any) -> Any:
     if isinstance(value, ImageTokens):
         return value.codebook_size, *(_content(grid) for grid in value.grids)
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor) and odd_kind(value) is None:
         # What lies in memory, since an expanded tensor claims more; then how it is read.
         extent = 1 + sum((size - 1) * step for size, step in zip(value.shape, value.stride(), strict=True))
         held = value.detach().as_strided((extent if value.numel() else 0,), (1,)).cpu()
         digest = hashlib.sha256(held.view(torch.uint8).numpy().data).digest()
         return tuple(value.shape), value.stride(), str(value.dtype), digest
-    return repr(value)
+    return (shown(value), id(value)) if isinstance(value, torch.Tensor) else repr(value)

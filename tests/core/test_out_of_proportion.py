@@ -11,7 +11,7 @@ from llada_core.options import Decoding
 from llada_core.progress import Interrupted
 from llada_core.token_edits import touched_cells
 from llada_core.vision import preprocess
-from llada_core.zimage import features_of
+from llada_core.zimage import decoder_files, features_of
 
 TOKENS = ImageTokens((torch.zeros(2, 2, dtype=torch.int64),), 256)
 ONE = torch.ones(1)
@@ -148,3 +148,9 @@ def test_a_conditioning_of_many_images(model):
     with pytest.raises(InputError, match=r"tokens: found 65 images; expected at most 64 in a batch"):
         features_of(model, many)
     assert len(features_of(model, ImageTokens(TOKENS.grids * 64, 256))[0]) == 64
+
+
+@pytest.mark.parametrize("decoder", ["fast", None, torch.ones(2, 2), [0] * 1000])
+def test_another_decoder(decoder, model):
+    with pytest.raises(InputError, match=r"decoder: found .*; expected one of turbo, normal"):
+        decoder_files(model, decoder)

@@ -15,6 +15,8 @@ FEW = {
     "LLaDAUniDecode": {"steps": 3},
     "LLaDAUniImageQA": {"steps": 8, "max_new_tokens": 40},
     "LLaDAUniSampling": {"thinking_steps": 4, "thinking_length": 40},
+    "LLaDAUniDecoderSchedule": {"steps": 3},
+    "KSampler": {"steps": 3},
 }
 MARKER = "hostile-marker"  # in every path that a graph tries to reach; nothing of that name may appear
 ANYTHING = "HostileAnything"  # a node of these tests whose output fits every socket
@@ -69,15 +71,36 @@ OTHERS = [
     [[]],
     {"": {}},
 ]
-KINDS = ["text", "number", "nothing", "list", "nan", "tensor", "huge tensor", "empty tensor", "dictionary", "object"]
+KINDS = [
+    *("text", "number", "nothing", "list", "nan", "tensor", "huge tensor", "empty tensor", "dictionary", "object"),
+    *("mask", "nan mask", "flag mask", "mask of 4", "huge mask", "empty mask", "sparse", "meta", "complex", "half"),
+    *("one pixel", "no pixel", "five", "bytes", "huge batch", "wide", "nan image", "alpha", "long list"),
+]
+
+EDITED = ("tokens", "references", "piece", "tokens_1", "tokens_2")
+EDITS = [
+    ("LLaDAUniPadTokens", {"tokens": "tokens", "left": 32, "top": 0, "right": 0, "bottom": 64}),
+    ("LLaDAUniCropTokens", {"tokens": "tokens", "left": 0, "top": 0, "width": 32, "height": 32}),
+    ("LLaDAUniPasteTokens", {"tokens": "tokens", "piece": "tokens", "left": 0, "top": 0}),
+    (
+        "LLaDAUniVary",
+        {
+            **{"model": 0, "tokens": "tokens", "prompt": "a fox", "strength": 0.3, "count": 2, "choose": "by seed"},
+            **{"steps": 2, "guidance": 2.0, "seed": 0},
+        },
+    ),
+]
+RETYPED = [kind for kind, _ in EDITS] + ["LLaDAUniJoinTokens", "LLaDAUniSaveTokens", "LLaDAUniPreviewTokens"]
 
 
-def shipped() -> dict[str, dict]:
-    """Every shipped API graph by name, made small for the tiny checkpoint: a few rounds of each kind."""
+def shipped(zimage: bool = False) -> dict[str, dict]:
+    """Every shipped API graph by name, made small for the tiny checkpoint: a few rounds of each kind.
+
+    Args:
+        zimage: those too whose nodes only a host with Z-Image offers.
+    """
     graphs = {path.stem: for_tiny(json.loads(path.read_text()), SIDE) for path in sorted(GRAPHS.glob("*.json"))}
-    graphs = {
-        name: graph for name, graph in graphs.items() if not needs_zimage(graph)
-    }  # not every host has their nodes
+    graphs = {name: graph for name, graph in graphs.items() if zimage or not needs_zimage(graph)}
     for graph in graphs.values():
         for data in graph.values():
             few = FEW.get(data["class_type"], {})
@@ -177,9 +200,47 @@ def _anything(random: Random, graph: dict) -> str:
 
 def _retype(random: Random, graph: dict) -> str:
     node, _ = _of_ours(random, graph)
-    known = sorted({data["class_type"] for data in graph.values()} | {"LLaDAUniJoinTokens", "LLaDAUniSaveTokens"})
-    graph[node]["class_type"] = random.choice([*known, "LLaDAUniPaint", ""])
+    known = sorted({data["class_type"] for data in graph.values()})
+    graph[node]["class_type"] = random.choice([*known, *RETYPED, "LLaDAUniPaint", ""])
     return f"{node} is {graph[node]['class_type']!r}"
+
+
+def _edit_tokens(random: Random, graph: dict) -> str:
+    """What takes tokens takes them from a node that edits them, whose own inputs are whatever they are."""
+    takers = [(node, name) for node, data in sorted(graph.items()) for name in EDITED if _linked(data, name)]
+    if not takers:
+        return "nothing to edit"
+    node, name = random.choice(takers)
+    source = graph[node]["inputs"][name]
+    kind, inputs = random.choice(EDITS)
+    loader = sorted(at for at, data in graph.items() if data["class_type"] == "LLaDAUniLoader")
+    given = {key: source if value == "tokens" else value for key, value in inputs.items()}
+    given |= {"model": [loader[0], 0]} if loader and "model" in given else {}
+    graph["edited"] = {"class_type": kind, "inputs": given}
+    if random.random() < 0.7:
+        key = random.choice(sorted(given))
+        given[key] = _value(random)
+    graph[node]["inputs"][name] = ["edited", 0]
+    return f"{node}.{name} through {kind} with { ({k: v for k, v in given.items() if v != inputs[k]})!r:.80}"
+
+
+def _linked(data: dict, name: str) -> bool:
+    return data["class_type"].startswith("LLaDAUni") and isinstance(data["inputs"].get(name), list)
+
+
+def _join_again(random: Random, graph: dict) -> str:
+    """Tokens joined with themselves again and again: four times as many after each node."""
+    takers = [(node, name) for node, data in sorted(graph.items()) for name in EDITED if _linked(data, name)]
+    if not takers:
+        return "nothing to join"
+    node, name = random.choice(takers)
+    source, count = graph[node]["inputs"][name], random.choice((1, 2, 12, 40))
+    for index in range(count):
+        links = {f"tokens_{at}": source for at in range(1, 5)}
+        graph[f"join {index}"] = {"class_type": "LLaDAUniJoinTokens", "inputs": links}
+        source = [f"join {index}", 0]
+    graph[node]["inputs"][name] = source
+    return f"{node}.{name} joined {count} times"
 
 
 def _save_tokens(random: Random, graph: dict) -> str:
@@ -202,5 +263,5 @@ def _load_tokens(random: Random, graph: dict) -> str:
 
 MUTATIONS: list[Callable[[Random, dict], str]] = [
     *(_drop, _replace, _replace, _replace, _replace, _swap, _add, _link, _link),
-    *(_anything, _anything, _retype, _save_tokens, _load_tokens),
+    *(_anything, _anything, _anything, _retype, _save_tokens, _load_tokens, _edit_tokens, _edit_tokens, _join_again),
 ]

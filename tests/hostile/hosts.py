@@ -10,13 +10,14 @@ import time
 import urllib.error
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import psutil
 from PIL import Image
 
-from dev.hosts.server import ComfyServer, Rejected
+from dev.hosts.server import ZIMAGE_NODES, ComfyServer, Rejected
 from tests.hostile.graphs import shipped
 
 REFUSED, ERROR, RIGHT, HOST, FAULT = (
@@ -71,6 +72,11 @@ class ServerHost:
     def base(self) -> Path:
         """The host's base folder."""
         return self.server.base
+
+    @cached_property
+    def zimage(self) -> bool:
+        """Whether it offers the decoder as its own model."""
+        return set(ZIMAGE_NODES) <= set(self.server.get("/object_info"))
 
     def run(self, graph: dict) -> Outcome:
         """Queue a graph and look at what comes of it."""
@@ -163,6 +169,11 @@ class ProcessHost:
     def base(self) -> Path:
         """The folder for models, input and output."""
         return self.host.base
+
+    @property
+    def zimage(self) -> bool:
+        """Its nodes are ours and a few of the host's; KSampler is none of them."""
+        return False
 
     def management(self):
         """The model_management that the nodes hold: the package may import a second one of that name later."""
@@ -291,4 +302,4 @@ def footprint(base: Path, ignore: Callable[[Path], bool]) -> set[str]:
 
 def controls(host) -> dict[str, str]:
     """Shipped graph -> the digest of what it gives undisturbed."""
-    return {name: host.result(reseeded(graph, 0)) for name, graph in shipped().items()}
+    return {name: host.result(reseeded(graph, 0)) for name, graph in shipped(host.zimage).items()}

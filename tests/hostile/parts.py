@@ -52,7 +52,7 @@ Say = Callable[[str], None]
 
 def run_graphs(host, seed: int, count: int, say: Say) -> Report:
     """Hostile graphs, one after the other; in between, shipped ones that must give what they always give."""
-    random, report, graphs = Random(seed), Report("graphs"), shipped()
+    random, report, graphs = Random(seed), Report("graphs"), shipped(host.zimage)
     expected, outside = controls(host), _outside(host.base)
     controls(host)  # what a first run allocates for good is not growth
     host.let_go()
@@ -107,7 +107,7 @@ def _outside(base: Path) -> set[str]:
 
 def run_interrupts(host, seed: int, count: int, say: Say) -> Report:
     """Interrupts at random moments over all shipped graphs; the same graph then gives what it gives undisturbed."""
-    random, report, graphs = Random(seed), Report("interrupts"), shipped()
+    random, report, graphs = Random(seed), Report("interrupts"), shipped(host.zimage)
     expected, slowest = controls(host), 0.0
     interrupt = interrupt_server if isinstance(host, ServerHost) else interrupt_process
     moments = {name: interrupt(host, reseeded(graph, 1), None).moments for name, graph in graphs.items()}
@@ -196,7 +196,7 @@ def interrupt_process(host, graph: dict, moment: int | None) -> Stop:
 
 def run_soak(host, seed: int, count: int, say: Say) -> Report:
     """Mixed graphs with changing seeds, checkpoints that come and go: the memory stays what it was after twenty."""
-    random, report, graphs = Random(seed), Report("soak"), shipped()
+    random, report, graphs = Random(seed), Report("soak"), shipped(host.zimage)
     names = [CHECKPOINT_NAME, "second", MINIATURE]
     folder = host.base / "models" / "llada_uni"
     if not (folder / "second").exists():

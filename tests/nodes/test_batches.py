@@ -138,6 +138,8 @@ def test_a_tensor_that_claims_more_than_it_holds_is_refused_by_name(in_process_h
         ({"seed": huge}, "seed: found a value of type Tensor"),
         ({"seed": [[1, 2]]}, r"seed: found \[1, 2\]"),
         ({"steps": [huge, huge]}, "steps: found a value of type Tensor"),
+        ({"prompt": torch.ones(2, 2).to_sparse()}, "prompt: found a value of type Tensor"),
+        ({"prompt": torch.ones(2, device="meta")}, "prompt: found a value of type Tensor"),
     ):
         with pytest.raises(Exception, match=said):
             node.execute(**{**given, **changes})
