@@ -140,8 +140,9 @@ class BackboneStage(Stage):
             0, experts.flatten(), torch.ones(experts.numel(), device=experts.device)
         )
 
-    def _keep_early(self, module: nn.Module, _, out: torch.Tensor) -> None:
-        self._early = out
+    def _keep_early(self, module: nn.Module, _, out: tuple[torch.Tensor, torch.Tensor]) -> None:
+        x, added = out  # the next layer's norm sums them
+        self._early = x + added
 
     def batch(self, step: int) -> dict[str, torch.Tensor]:
         """`packing.rows_of` for examples of the pool."""
