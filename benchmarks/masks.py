@@ -4,32 +4,40 @@ Held-out prompts, judged by pixels as in `quality`. *Kept* is the share of pictu
 all what they were (of variations the share of tokens that stayed), in per cent; *rounds* and *seconds* are of a
 picture, on this machine.
 
-    python -m benchmarks.masks CHECKPOINT [--count 300] [--device cpu] [--json FILE]
+    python -m benchmarks.masks CHECKPOINT [--world signs] [--count 300] [--device cpu] [--json FILE]
 """
 
 import argparse
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dev.miniature.checker import look
+from dev.miniature import checker, examples
 from dev.miniature.examples import Example
-from dev.miniature.world import Scene, render
+from dev.miniature.signs import checker as signs_checker
+from dev.miniature.signs import examples as signs_examples
+from dev.miniature.worlds import WORLDS
 from llada_core.engine import Generation, LLaDAUni
-from llada_core.image_tokens import ImageTokens, join
+from llada_core.image_tokens import ImageTokens
 from llada_core.options import Decoding
 from llada_core.placement import OneDevice
 from llada_core.token_edits import crop, pad, touched_cells
 
-from .quality import examples
 from .support import add_json, show
 
 AROUND = 17  # pixels, odd: a mask is what an edit changes and half as many around it
-KNOWN = 160  # pixels of a picture's width that outpainting knows, of 256
+KNOWN = 0.625  # of a picture's width is known to outpainting
 BATCH = 10  # pictures at once
+# What draws an example, and what looks at a picture, in each world.
+OF_WORLD = {
+    "shapes": (examples.example, checker.look),
+    "signs": (signs_examples.example, signs_checker.look),
+}
 
 
 class Masks:
@@ -38,20 +46,28 @@ class Masks:
     Args:
         model: the checkpoint.
         count: prompts a row.
+        world: that it has learnt.
     """
 
-    def __init__(self, model: LLaDAUni, count: int):
-        self.model, self.count = model, count
+    def __init__(self, model: LLaDAUni, count: int, world: str = "shapes"):
+        self.model, self.count, self.world = model, count, WORLDS[world]()
+        self._example, self._look = OF_WORLD[world]
 
-    def encode(self, scenes: Sequence[Scene]) -> ImageTokens:
-        """Pictures of scenes as tokens."""
-        pixels = [torch.from_numpy(np.asarray(render(scene)).copy())[None] / 255 for scene in scenes]
-        return join(self.model.encode(pixels, "edit"))
+    def examples(self, task: str, count: int) -> list[Example]:
+        """Held-out examples of a task, always the same ones; those of `quality`."""
+        rng = random.Random(f"{task} 0")
+        return [self._example(rng, "held-out", task) for _ in range(count)]
+
+    def encode(self, scene: Any) -> ImageTokens:
+        """The picture of a scene as the tokens that draw it."""
+        pixels = torch.from_numpy(self.world.painted(scene).copy())[None] / 255
+        # Half the size each way, as a token is 16 pixels of what is seen, and 32 of what is drawn.
+        return self.model.encode(pixels, "understand", pixels=pixels.shape[1] * pixels.shape[2] // 4)
 
     def judged(
         self,
         drawn: Sequence[Generation],
-        wanted: Sequence[Scene],
+        wanted: Sequence[Any],
         before: Sequence[torch.Tensor],
         cells: Sequence[torch.Tensor],
     ) -> dict[str, float]:
@@ -59,7 +75,7 @@ class Masks:
         right, kept = [], []
         for one, scene, start, where in zip(drawn, wanted, before, cells, strict=True):
             (picture,) = self.model.decode(one.tokens, Decoding())
-            right.append(look(picture.numpy()).shows(scene))
+            right.append(self._look(picture.numpy()).shows(scene))
             kept.append(torch.equal(one.tokens.grids[0][~where], start[~where]))
         return {
             "right": 100 * sum(right) / len(right),
@@ -74,10 +90,10 @@ class Masks:
 
     def edits(self) -> dict[str, dict[str, float]]:
         """Edits of one picture: the whole drawn, against what changes and a little around it."""
-        made = [one for one in examples("edit", 2 * self.count, 0) if len(one.references) == 1][: self.count]
+        made = [one for one in self.examples("edit", 2 * self.count) if len(one.references) == 1][: self.count]
         scenes, wanted = [one.references[0] for one in made], [one.frames[-1][1] for one in made]
-        tokens = [self.encode([scene]) for scene in scenes]
-        masks = [changed(one) for one in made]
+        tokens = [self.encode(scene) for scene in scenes]
+        masks = [self.changed(one) for one in made]
         cells = [touched_cells(mask, *of.sizes[0]) for mask, of in zip(masks, tokens, strict=True)]
         before, prompts = [of.grids[0] for of in tokens], [one.instruction for one in made]
 
@@ -96,13 +112,14 @@ class Masks:
 
     def outpaint(self) -> dict[str, dict[str, float]]:
         """Pictures of which the left is known; the prompt describes the whole."""
-        made = examples("draw", self.count, 0)
+        made = self.examples("draw", self.count)
         scenes = [one.frames[-1][1] for one in made]
-        whole = [self.encode([scene]) for scene in scenes]
+        whole = [self.encode(scene) for scene in scenes]
         padded = []
         for of in whole:
             height, width = (32 * side for side in of.sizes[0])
-            padded.append(pad(crop(of, 0, 0, KNOWN, height), 0, 0, width - KNOWN, 0))
+            known = int(KNOWN * width) // 32 * 32
+            padded.append(pad(crop(of, 0, 0, known, height), 0, 0, width - known, 0))
         starts, masks = [start for start, _ in padded], [mask for _, mask in padded]
         cells = [touched_cells(mask, *of.sizes[0]) for mask, of in zip(masks, whole, strict=True)]
         before, prompts = [of.grids[0] for of in starts], [one.instruction for one in made]
@@ -123,9 +140,9 @@ class Masks:
 
     def variations(self) -> dict[str, dict[str, float]]:
         """Variations of true pictures with their prompts, by strength and choice."""
-        made = examples("draw", self.count, 0)
+        made = self.examples("draw", self.count)
         scenes, rows = [one.frames[-1][1] for one in made], {}
-        tokens = [self.encode([scene]) for scene in scenes]
+        tokens = [self.encode(scene) for scene in scenes]
         for strength in (0.3, 0.7):
             for least_certain in (False, True):
                 drawn = [
@@ -139,24 +156,24 @@ class Masks:
                 rows[f"vary {strength:.0%}, {choice}".replace("%", " %")] = row
         return rows
 
-
-def changed(made: Example) -> torch.Tensor:
-    """The mask of an edit: the pixels that differ between the two true pictures, and some around them."""
-    pictures = [np.asarray(render(scene), dtype=np.int16) for scene in (made.references[0], made.frames[-1][1])]
-    differs = torch.from_numpy((pictures[0] != pictures[1]).any(-1)).float()
-    return F.max_pool2d(differs[None], AROUND, 1, AROUND // 2)[0]
+    def changed(self, made: Example) -> torch.Tensor:
+        """The mask of an edit: the pixels that differ between the two true pictures, and some around them."""
+        pictures = [self.world.painted(scene).astype(np.int16) for scene in (made.references[0], made.frames[-1][1])]
+        differs = torch.from_numpy((pictures[0] != pictures[1]).any(-1)).float()
+        return F.max_pool2d(differs[None], AROUND, 1, AROUND // 2)[0]
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--world", choices=WORLDS, default="shapes", help="that the checkpoint has learnt")
     parser.add_argument("--count", type=int, default=300, help="prompts a row")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", default="", help="only edits, outpaint or variations")
     add_json(parser)
     options = parser.parse_args()
-    masks = Masks(LLaDAUni(options.checkpoint, OneDevice(options.device)), options.count)
+    masks = Masks(LLaDAUni(options.checkpoint, OneDevice(options.device)), options.count, options.world)
     figures: dict[str, object] = {}
     print(f"| {options.count} held-out prompts | right | kept | rounds | seconds |\n|---|---|---|---|---|")
     for name, measure in (("edits", masks.edits), ("outpaint", masks.outpaint), ("variations", masks.variations)):

@@ -21,7 +21,7 @@ from .backbone_tasks import BackboneTasks
 from .checkpoint.component import Component, described
 from .checkpoint.layout import Layout
 from .checkpoint.weights import PickledTensors, read_json
-from .checks import PIXELS, check_count, check_kind, check_optional
+from .checks import PIXELS, check_count, check_kind, check_optional, check_seed
 from .decoder.conditioning import CODES_KEY, open_embedder
 from .decoder.decode import (
     check_grid,
@@ -232,7 +232,11 @@ class LLaDAUni(BackboneTasks):
         return tokens if listed else tokens[0]
 
     def decode(
-        self, tokens: ImageTokens, decoding: Decoding | None = None, progress: ProgressCallback | None = None
+        self,
+        tokens: ImageTokens,
+        decoding: Decoding | None = None,
+        progress: ProgressCallback | None = None,
+        seed: list[int] | None = None,
     ) -> list[torch.Tensor]:
         """Tokens to pixels (docs/model.md, Decoding).
 
@@ -240,14 +244,24 @@ class LLaDAUni(BackboneTasks):
             tokens: grids of this checkpoint's codebook.
             decoding: decoder, rounds and seed; image i uses seed + i.
             progress: called after each round, stages "decoder" and "pixels".
+            seed: one of each image, in place of those of `decoding`. A picture is what it is alone with its seed.
 
         Returns:
             A float32 [32 h, 32 w, 3] in 0...1 for each grid, on the CPU.
+
+        Raises:
+            InputError: as many seeds as there are not images; tokens of another codebook; a grid that is too large.
         """
         check_kind("tokens", tokens, ImageTokens, "ImageTokens", "Encode or sample an image first.")
         check_optional("decoding", decoding, Decoding)
         decoding = decoding or Decoding()
         tokens = tokens.for_codebook(self.codebook_size)
+        seeds = [decoding.seed + index for index in range(len(tokens.grids))] if seed is None else list(seed)
+        if len(seeds) != len(tokens.grids):
+            found, expected = f"{len(seeds)} beside {len(tokens.grids)} images", "one of each image"
+            raise InputError("seed", found, expected, "Hand over as many, or none and a seed in `decoding`.")
+        for one in seed or ():
+            check_seed(one)
         part = "decoder-turbo" if decoding.turbo else "decoder"
         for needed in ("sigvq", part, "vae"):
             self.layout.require(needed)
@@ -259,10 +273,9 @@ class LLaDAUni(BackboneTasks):
             (given,) = self.features(ImageTokens((grid,), tokens.codebook_size))
             placement = self._place(part, _of_grid(decoder_working_bytes, size))
             callback = shifted(progress, index, len(tokens.grids))
-            seed = decoding.seed + index
             latents.append(
                 sample_latents(
-                    placement.module, given, size, decoding, seed, placement.device, placement.dtype, callback
+                    placement.module, given, size, decoding, seeds[index], placement.device, placement.dtype, callback
                 )
             )
         images = []

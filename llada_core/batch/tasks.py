@@ -69,7 +69,7 @@ def _together(model: LLaDAUni, works: Sequence[Work]) -> list[Result]:
             for work, made in zip(works, generations, strict=True)
         ]
         drawn = [made.tokens for made in generations]
-    pictures = [_picture(model, work, tokens) for work, tokens in zip(works, drawn, strict=True)]
+    pictures = _pictures(model, works, drawn)
     return [replace(result, picture=picture) for result, picture in zip(found, pictures, strict=True)]
 
 
@@ -103,11 +103,15 @@ def _answers(model: LLaDAUni, works: Sequence[Work], images: Sequence[ImageToken
     ]
 
 
-def _picture(model: LLaDAUni, work: Work, tokens: ImageTokens) -> bytes:
-    """A request's tokens as a PNG file; empty where only tokens are wanted."""
-    if work.request.decoding is None:
-        return b""
-    pixels = model.decode(tokens, work.request.decoding)[0]
+def _pictures(model: LLaDAUni, works: Sequence[Work], drawn: Sequence[ImageTokens]) -> list[bytes]:
+    """The requests' tokens as PNG files, all through the decoder and then the VAE; empty where tokens are enough."""
+    decodings = [decoding for work in works if (decoding := work.request.decoding) is not None]
+    if not decodings:  # they are alike but for their seeds
+        return [b""] * len(works)
+    return [_png(pixels) for pixels in model.decode(join(drawn), decodings[0], seed=[one.seed for one in decodings])]
+
+
+def _png(pixels: torch.Tensor) -> bytes:
     file = io.BytesIO()
     Image.fromarray((pixels.clamp(0, 1) * 255).round().to(torch.uint8).numpy()).save(file, "PNG")
     return file.getvalue()

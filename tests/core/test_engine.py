@@ -5,6 +5,7 @@ import torch
 
 from llada_core import prompts
 from llada_core.engine import LLaDAUni
+from llada_core.errors import InputError
 from llada_core.image_tokens import ImageTokens
 from llada_core.options import Decoding, Guidance, Sampling, Sprint
 from llada_core.placement import OneDevice
@@ -156,6 +157,18 @@ def test_each_image_of_a_batch_decodes_with_its_own_seed(model):
     assert not torch.equal(together[0], together[1])
     assert together[0].shape == (64, 64, 3)
     assert 0 <= together[0].min() <= together[0].max() <= 1
+
+
+def test_images_decode_with_seeds_of_their_own(model):
+    first, second = REFERENCES.grids
+    together = model.decode(ImageTokens((first, second), 256), Decoding(steps=2, seed=1), seed=[9, 4])
+    for grid, seed, image in zip((first, second), (9, 4), together, strict=True):
+        (alone,) = model.decode(ImageTokens((grid,), 256), Decoding(steps=2, seed=seed))
+        assert torch.equal(image, alone)
+    with pytest.raises(InputError, match="seed: found 1 beside 2 images; expected one of each image"):
+        model.decode(REFERENCES, Decoding(steps=2), seed=[9])
+    with pytest.raises(InputError, match="seed: found -1"):
+        model.decode(REFERENCES, Decoding(steps=2), seed=[9, -1])
 
 
 # ComponentManager
