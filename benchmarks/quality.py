@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--float32", action="store_true", help="compute so, where bf16 is slow: on many CPUs")
     parser.add_argument("--weights", choices=WEIGHTS, default="as stored", help="bits that the backbone's weights have")
-    parser.add_argument("--only", default="", help="only rows whose names begin so")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="ROW", help="only rows whose names begin so")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there, as the card shows it")
     add_json(parser)
     options = parser.parse_args()
@@ -234,7 +234,7 @@ def main() -> None:
     lines = [f"{options.count} held-out prompts a task{form}; per cent right, by pixels and texts.", ""]
     lines += ["| | right | rounds | tokens/s | by part |", "|---|---|---|---|---|"]
     for name, measure in sides(options).items():
-        if not name.startswith(options.only):
+        if not name.startswith(tuple(options.only)):
             continue
         tally = measure()
         found = tally.figures()
