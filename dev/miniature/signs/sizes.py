@@ -68,7 +68,7 @@ SIGNS = Sizes(
             "vision": Schedule(12_000, 128, 1e-3, 0.1, 24_000),
             "decoder": Schedule(30_000, 32, 1e-3, 0.30, 6_000),
             "turbo": Schedule(6_000, 32, 3e-4, 0.07, 6_000),
-            "backbone": Schedule(60_000, 64, 1.5e-3, 0.46, 100_000),
+            "backbone": Schedule(60_000, 96, 1.5e-3, 0.46, 100_000),
         },
     },
 )
