@@ -248,7 +248,7 @@ def sample_scene(rng: random.Random, count: int | None = None, split: str | None
         grid = grids[0] if rng.random() < 0.5 else rng.choice(grids)
         empty = Scene((), background, None, grid)
         number = count or rng.choices(tuple(COUNTS), COUNTS.values())[0]
-        sign = sample_sign(rng, empty.inks(), SIGNED) if rng.random() < 0.35 else None
+        sign = sample_sign(rng, empty.inks(), SIGNED) if rng.random() < 0.45 else None
         places = replace(empty, sign=sign).free()
         if rng.random() < 0.35 and number > 1:  # many of a kind
             one = sample_thing(rng, empty.colours(), places[0])
