@@ -229,7 +229,7 @@ def combine(
     places = None
     if order is not None:
         numbers = torch.arange(len(order), dtype=torch.int32, device=order.device)
-        places = torch.empty_like(numbers).index_copy_(0, order, numbers)
+        places = torch.empty_like(numbers).index_copy_(0, order.long(), numbers)
     block = 1024
     start(
         combine_kernel,
