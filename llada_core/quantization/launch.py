@@ -117,6 +117,7 @@ def product(
             STAGES=tile.stages,
             num_warps=tile.warps,
             num_stages=tile.stages,
+            maxnreg=tile.registers or None,
         )
         if out_sums is not None and not own_sums:
             _sum_groups(out, out_group, out_sums)

@@ -20,6 +20,7 @@ class Tile:
         steps: of so many columns in a turn of the loop.
         split: programs that share the rows of an expert.
         swapped: whether weights or rows are the left side of the matrix instruction.
+        registers: of a thread, at most; 0 leaves that to the compiler. Fewer let more programs wait at once.
     """
 
     rows: int = 16
@@ -30,6 +31,7 @@ class Tile:
     steps: int = 1
     split: int = 1
     swapped: bool = False
+    registers: int = 0
 
 
 # (format, gated) -> tile where an expert has few pairs: one row of tiles, bound by reading the weights.
