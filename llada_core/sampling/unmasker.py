@@ -58,13 +58,17 @@ class Unmasker:
         # Without it the spread takes the logits of the whole vocabulary.
         self._factor = head.factor(device) if self._rescales and high - low < head.out_features else None
         width = head.out_features if self._rescales and self._factor is None else high - low
-        self._at_once = max(LOGITS // (block * width), 1)  # samples
+        kind = sprint.confidence if sprint else "low_confidence"
+        self._best = branches == 1 and sampling.temperature == 0 and kind == "low_confidence"
+        most = LOGITS
+        if self._best and head.kernels.usable(torch.empty(0, device=device)):
+            most = 2 * LOGITS  # which nothing but the head makes a tensor of
+        self._at_once = max(most // (block * width), 1)  # samples
 
     def __call__(self, hidden: torch.Tensor) -> None:
         """Take the hidden states of the block [samples * branches, block, hidden]; reads nothing back."""
-        kind = self.sprint.confidence if self.sprint else "low_confidence"
         parts = (of.split(self._at_once) for of in (hidden.unflatten(0, self._shape), self.uniform))
-        found = [predict(self._logits(of), self.sampling, kind, uniform) for of, uniform in zip(*parts, strict=True)]
+        found = [self._predict(of, uniform) for of, uniform in zip(*parts, strict=True)]
         chosen, confidence = (torch.cat(tensors) for tensors in zip(*found, strict=True))
         masked = self.fillable & (self.ids == self.mask_id)
         if self.sprint:
@@ -74,6 +78,13 @@ class Unmasker:
         self.ids.copy_(torch.where(accept(confidence, masked, threshold, least), chosen + self.low, self.ids))
         self.report[:, :-1].copy_(self.ids)
         self.report[:, -1].copy_(confidence.isfinite().all(-1))
+
+    def _predict(self, hidden: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `unmask.predict` returns, of hidden states [samples, branches, block, hidden]."""
+        if self._best:
+            return self.head.best(hidden[:, 0], self.low, self.high)
+        kind = self.sprint.confidence if self.sprint else "low_confidence"
+        return predict(self._logits(hidden), self.sampling, kind, uniform)
 
     def probabilities(self, hidden: torch.Tensor) -> torch.Tensor:
         """Guided probabilities of the allowed ids, hidden states as above -> float32 [samples, block, high - low]."""

@@ -14,9 +14,10 @@ if not CUDA:
     os.environ["TRITON_INTERPRET"] = "1"  # read where the kernels are defined
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from llada_core.backbone import routing_kernels  # noqa: E402
+from llada_core.backbone import head_kernels, routing_kernels  # noqa: E402
 from llada_core.backbone.config import BackboneConfig  # noqa: E402
 from llada_core.backbone.experts import ExpertBank, MixtureOfExperts, Router, try_routing, waits_for_gpu  # noqa: E402
+from llada_core.backbone.head import try_best  # noqa: E402
 from llada_core.quantization import launch  # noqa: E402
 from llada_core.quantization.formats import Dense, FP8Block, Int4, Int8, describe  # noqa: E402
 from llada_core.quantization.modules import QuantizedLinear  # noqa: E402
@@ -236,6 +237,34 @@ def test_combine_weighs_and_sums(by_expert, added):
         expected = (expected.half() + extra).float()
     assert found.dtype == (torch.float16 if added else torch.float32)
     assert torch.allclose(found.float().cpu(), expected, rtol=2e-3, atol=2e-3)
+
+
+@dtypes
+@pytest.mark.parametrize("width", [1, 70, 4096, 20_001])
+def test_best_is_the_first_of_the_largest_and_its_probability(dtype, width):
+    logits = torch.randn(2, 3, width, generator=torch.Generator().manual_seed(width)).mul(3).to(DEVICE, dtype)
+    logits[0, 1, width // 2 :] = logits[0, 1].max()
+    found, probability = head_kernels.best(logits)
+    expected = logits.float().cpu().softmax(-1)
+    largest = logits.cpu() == logits.cpu().amax(-1, keepdim=True)
+    assert torch.equal(found.cpu(), largest.int().argmax(-1))
+    assert torch.allclose(probability.cpu(), expected.amax(-1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_logit_that_is_not_finite_shows_in_the_probability(value):
+    logits = torch.zeros(2, 3000, device=DEVICE)
+    logits[1, 2500] = value
+    _, probability = head_kernels.best(logits)
+    assert probability.isfinite().tolist() == [True, False]
+
+
+def test_trying_out_the_best_finds_what_is_wrong(monkeypatch):
+    try_best(DEVICE)
+    right = head_kernels.best
+    monkeypatch.setattr(head_kernels, "best", lambda logits: (right(logits)[0] + 1, right(logits)[1]))
+    with pytest.raises(RuntimeError, match="came out wrong"):
+        try_best(DEVICE)
 
 
 @pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
