@@ -50,6 +50,13 @@ class PrefixCache:
             self.key_norms = self.key_norms[rows]
         self.rows = len(rows)
 
+    def take(self, other: "PrefixCache", rows: torch.Tensor) -> None:
+        """Become some of the rows, int64 [rows], of another cache of the same capacity."""
+        for mine, theirs in zip((*self.keys, *self.values), (*other.keys, *other.values), strict=True):
+            mine.copy_(theirs[rows])
+        if self.key_norms is not None and other.key_norms is not None:
+            self.key_norms.copy_(other.key_norms[rows])
+
     def layer_norms(self, k: torch.Tensor) -> torch.Tensor:
         """What keys [rows, kv_heads, n, head_dim] of one layer add to `key_norms`, float32 [rows, n]."""
         return k.float().norm(dim=-1).mean(1) / len(self.keys)

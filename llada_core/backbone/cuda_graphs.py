@@ -274,10 +274,14 @@ class GraphStore:
         """What was kept of these shapes; it is the caller's until it is given back."""
         return self._kept.pop(key, None)
 
+    def most(self, device: torch.device) -> int:
+        """Bytes that may be kept."""
+        return kept_bytes(device) if self._most is None else self._most
+
     def give(self, key: Hashable, runner: CUDAGraphRunner) -> None:
         """Keep a runner, and let go of others where all is too much."""
         self._kept[key] = runner
-        most = kept_bytes(runner.cache.keys[0].device) if self._most is None else self._most
+        most = self.most(runner.cache.keys[0].device)
         while self.bytes > most:
             self._kept.pop(next(iter(self._kept))).close()
 

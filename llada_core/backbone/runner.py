@@ -78,10 +78,7 @@ class CachedRunner:
         stored = capacity + -capacity % STORED if store is not None else capacity
         self._key = (len(pads), stored, block_length, dtype, attend, scored, key)
         kept = store.take(self._key) if store is not None else None
-        if kept is None:
-            cache = PrefixCache(backbone.config, len(pads), stored, pads.device, dtype, key_norms=scored)
-            kept = self._rounds_over(cache, then)
-        self.rounds = kept
+        self.rounds = kept or self._rounds_over(self._new_cache(), then)
         self._over = [False] * len(self._pads)
         self._mask: tuple[tuple, torch.Tensor | None] | None = None  # the last one: begin, end and rows, mask
         self._windows: tuple[tuple, torch.Tensor, torch.Tensor] | None = None  # the last ones: positions, mask
@@ -98,6 +95,10 @@ class CachedRunner:
     def then(self) -> Then | None:
         """What follows the backbone in each round."""
         return self.rounds.then
+
+    def _new_cache(self) -> PrefixCache:
+        rows, capacity, _, dtype, _, scored, _ = self._key
+        return PrefixCache(self.backbone.config, rows, capacity, self.pads.device, dtype, key_norms=scored)
 
     def _rounds_over(self, cache: PrefixCache, then: Callable[[], Then] | None) -> CUDAGraphRunner:
         # A round runs a block; the first of a block also what became final with the block before it.
@@ -223,7 +224,10 @@ class CachedRunner:
             self._gathered = begins, kept, None if bool(mask.all()) else mask[:, None, None]
 
     def keep(self, rows: list[int], then: Callable[[], Then] | None = None, key: Hashable = None) -> None:
-        """Go on with some of the rows, in the order given; `then` and `key` are for their number."""
+        """Go on with some of the rows, in the order given; `then` and `key` are for their number.
+
+        Where graphs are kept, those for all rows stay for the next generation, as far as both may be kept.
+        """
         at = torch.tensor(rows, device=self.pads.device)
         self.pads, self.positions = self.pads[at], self.positions[at]
         self._mask = self._windows = self._gathered = None
@@ -235,10 +239,17 @@ class CachedRunner:
             self.confidence = self.confidence[at]
         if self._hidden is not None:
             self._hidden = self._hidden[at]
-        self.rounds.close()
-        self.cache.keep(at)
-        self.rounds = self._rounds_over(self.cache, then)
-        self._key = (len(rows), *self._key[1:-1], key)
+        before, whole = self._key, self.rounds
+        self._key = (len(rows), *before[1:-1], key)
+        both = whole.bytes + whole.cache.bytes * len(rows) // whole.cache.rows
+        if self._store is None or not whole.sizes or both > self._store.most(self.pads.device):
+            whole.close()
+            whole.cache.keep(at)
+            self.rounds = self._rounds_over(whole.cache, then)
+            return
+        self.rounds = self._store.take(self._key) or self._rounds_over(self._new_cache(), then)
+        self.cache.take(whole.cache, at)
+        self._store.give(before, whole)
 
     def finish(self) -> None:
         """Leave the graphs to the next runner of these shapes."""

@@ -10,7 +10,8 @@ from llada_core.backbone.cuda_graphs import GraphStore
 from llada_core.engine import LLaDAUni
 from llada_core.options import Guidance, Sampling, Sprint
 from llada_core.placement import OneDevice, Placement
-from llada_core.sampling.block_diffusion import GenerationConfig
+from llada_core.sampling.batch import Sample
+from llada_core.sampling.block_diffusion import GenerationConfig, generate, prepare
 
 MASK, IMAGES, VOCABULARY = 95, 96, 160
 SLOWLY = Sampling(threshold=1.0)  # every block takes all its rounds
@@ -100,6 +101,27 @@ def test_what_was_left_in_a_cache_changes_nothing(events, run, monkeypatch):
     store = GraphStore()
     found = [run(lengths, config, store, 90) for lengths, config in works]
     assert found == [run(lengths, config, GraphStore(), 90) for lengths, config in works]
+
+
+def test_what_leaves_a_batch_leaves_its_graphs(tiny, events):
+    """A batch of which half is done goes on with graphs for fewer rows; the next batch finds those for all of them."""
+    samples = [Sample(prompts_of(30), [MASK] * count) for count in (10, 100, 40, 90)]
+    store, found = GraphStore(), []
+    for _ in range(3):  # what a batch uses once is captured in the next
+        events.clear()
+        runner, batch = prepare(tiny, samples, drawing(), MASK, store=store)
+        found.append(generate(runner, batch, drawing()))
+        runner.finish()
+    assert set(events) == {"replay"}
+    assert found[0] == found[2] == [generate(*prepare(tiny, [one], drawing(), MASK), drawing())[0] for one in samples]
+    events.clear()
+    little = GraphStore(store.bytes // 20)
+    for _ in range(2):
+        runner, batch = prepare(tiny, samples, drawing(), MASK, store=little)
+        assert generate(runner, batch, drawing()) == found[0]
+        runner.finish()
+    assert events.count("reset") > 2
+    assert little.bytes <= store.bytes // 20
 
 
 def test_a_store_has_a_limit_and_drops_what_was_used_longest_ago(events, run):
