@@ -69,7 +69,7 @@ class Manner:
 
     Attributes:
         announced: (rows, columns) that a plan ends with.
-        object_weight: what an image token weighs in the loss that is none of the ground's.
+        object_weight: what an image token that is none of the ground's, and a token of a plan, weighs in the loss.
         length: positions that a sequence may take with its copies; turns are left out until it does.
     """
 
@@ -126,9 +126,9 @@ def _sequence(
         trace = words.encode(made.frames[-1][0])
         if rng.random() < 0.4:
             # The picture's size is the caller's choice; the trace announces the usual one.
-            return _after(
-                prompts.thinking(words, made.instruction).conditional, trace + words.header(*manner.announced), False
-            )
+            plan = trace + words.header(*manner.announced)
+            asked = prompts.thinking(words, made.instruction).conditional
+            return _after(asked, plan, False, weight=manner.object_weight)  # a plan tells of objects, and of them alone
         rows, _ = prompts.after_thinking(words, made.instruction, trace, *size)
     elif made.task == "edit":
         rows = prompts.edit(words, made.instruction, shown)

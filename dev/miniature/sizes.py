@@ -40,7 +40,7 @@ class Sizes:
         length: positions of a row of the backbone's training; its longest sequence fits.
         per_row: examples that such a row holds, about.
         pictures: of a sequence, at most.
-        object_weight: what an image token weighs in the loss that is none of the ground's.
+        object_weight: what an image token that is none of the ground's, and a token of a plan, weighs in the loss.
         schedules: for "cpu" and "cuda", of each stage.
     """
 

@@ -244,6 +244,15 @@ def test_what_is_not_the_ground_weighs_more(words):
     assert sum(weight == 3 for weight in packed.weights) == 2
 
 
+def test_a_plan_weighs_as_much_as_objects_do(words):
+    codes, rng = [torch.zeros(4, 16, dtype=torch.int16)], random.Random(0)
+    made = Example("think", "", "a star", (), (("a star it is", None),))
+    drawn = [sequence(made, codes, words, rng, Manner((4, 16), 3.0)).turns for _ in range(40)]
+    plans = [turn for (turn,) in drawn if not turn.image]
+    assert 5 < len(plans) < 35
+    assert {turn.weight for turn in plans} == {3.0}
+
+
 def test_turns_are_left_out_where_a_row_has_no_room(words):
     ids = list(range(300))
     turns = [Turn(40, 100, False), Turn(100, 200, True), Turn(210, 300, True)]

@@ -10,7 +10,7 @@ from .texts import caption, told
 from .wording import Wording
 from .world import GRIDS, SHOWN, Scene, belongs, sample_scene
 
-SHARES = {"draw": 0.24, "think": 0.16, "understand": 0.3, "edit": 0.24, "story": 0.06}
+SHARES = {"draw": 0.18, "think": 0.2, "understand": 0.3, "edit": 0.27, "story": 0.05}
 TASKS = tuple(SHARES)
 SPLITS = ("train", "held-out", "combination", "wording")
 # Which questions training asks; the rest is drawn evenly.
