@@ -15,7 +15,7 @@ PATCH = 16  # pixels an image token covers, each way (docs/model.md, Parts)
 CODEBOOK_DIGITS = 7  # of a codebook's size; the released one has 16,384 codes
 # Far above what fits into a context; below, what is computed from tokens stays in proportion to a machine's memory.
 MOST_GRIDS = 4096
-MOST_CELLS = 2**24  # of all grids
+MOST_CELLS = 2**22  # of all grids
 UPSAMPLING = 2  # the decoder's factor (docs/model.md, Parts)
 
 
@@ -28,7 +28,7 @@ class ImageTokens:
         codebook_size: number of codes of the quantizer that the codes belong to.
 
     Raises:
-        InputError: no grid, more than 4096, more than 2**24 tokens in all, a grid that is not a non-empty int64
+        InputError: no grid, more than 4096, more than 2**22 tokens in all, a grid that is not a non-empty int64
             [h, w], or a code outside the codebook.
     """
 

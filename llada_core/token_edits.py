@@ -99,10 +99,9 @@ def pad(tokens: ImageTokens, left: int, top: int, right: int, bottom: int) -> tu
     if not any(cells.values()):
         raise InputError("padding", "0 pixels on every side", "a side to grow at", "Give left, top, right or bottom.")
     around = (cells["left"], cells["right"], cells["top"], cells["bottom"])
+    rows, columns = grid.shape[0] + cells["top"] + cells["bottom"], grid.shape[1] + cells["left"] + cells["right"]
+    _check_canvas("padding", rows, columns, "Pad less, or crop first.")
     larger = F.pad(grid, around, value=0)
-    if max(larger.shape) * PIXELS > MAX_SIDE:
-        found = f"{larger.shape[1] * PIXELS} x {larger.shape[0] * PIXELS} pixels"
-        raise InputError("padding", found, f"at most {MAX_SIDE} a side", "Pad less, or crop first.")
     unknown = F.pad(torch.zeros_like(grid, dtype=torch.bool), around, value=True)
     return ImageTokens((larger,), tokens.codebook_size), mask_of_cells(unknown)
 
@@ -128,10 +127,12 @@ def paste(tokens: ImageTokens, piece: ImageTokens, left: int, top: int) -> tuple
         drawn anew where it shows.
 
     Raises:
-        InputError: several images, another codebook, no multiples of 32, a piece that reaches outside the image.
+        InputError: several images, another codebook, no multiples of 32, a piece that reaches outside the image, an
+            image beyond 8192 pixels.
     """
     grid, over = one_grid(tokens), one_grid(piece.for_codebook(tokens.codebook_size), "piece")
     x, y = _in_cells("left", left), _in_cells("top", top)
+    _check_canvas("tokens", *grid.shape, "Crop the image first.")
     rows, columns = over.shape
     _check_inside((x, y, columns, rows), grid, "Move the piece, crop it, or pad the image first.")
     result = grid.clone()
@@ -177,6 +178,12 @@ def _in_cells(name: str, pixels: int, least: int = 0) -> int:
         expected = f"a multiple of {PIXELS} from {least} to {MAX_SIDE}"
         raise InputError(name, f"{pixels!r} pixels", expected, "A token covers 32 x 32 pixels.")
     return pixels // PIXELS
+
+
+def _check_canvas(name: str, rows: int, columns: int, remedy: str) -> None:
+    """The mask of a canvas has a thousand numbers for each of its cells."""
+    if max(rows, columns) * PIXELS > MAX_SIDE:
+        raise InputError(name, f"{columns * PIXELS} x {rows * PIXELS} pixels", f"at most {MAX_SIDE} a side", remedy)
 
 
 def _check_inside(rectangle: tuple[int, int, int, int], grid: torch.Tensor, remedy: str) -> None:

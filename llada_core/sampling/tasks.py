@@ -170,11 +170,12 @@ def vary(
         guidance: None is the default of drawing, or of editing.
     """
     words = pipeline.vocabulary
+    prompt = one.prompts(words)  # first, since it refuses sizes whose cells take long to choose
     scales = guidance or (for_editing(None) if one.references is not None else Guidance())
     certainty, looked = None, Usage(0, 0, 0.0)
     if least_certain:
         whole = replace(one, cells=torch.zeros(one.size, dtype=torch.bool))
-        image = Image(one.prompts(words), *one.size, one.seed, whole.given(words))
+        image = Image(prompt, *one.size, one.seed, whole.given(words))
         certainty, usage = pipeline.certainty(image, scales)
         looked = replace(usage, seconds=usage.seconds / count)  # once for all of them
     seeds = [one.seed + index for index in range(count)]

@@ -9,7 +9,7 @@ from llada_core.errors import InputError
 from llada_core.image_tokens import MOST_GRIDS, ImageTokens, join, load_tokens, save_tokens
 from llada_core.options import Decoding
 from llada_core.progress import Interrupted
-from llada_core.token_edits import touched_cells
+from llada_core.token_edits import paste, touched_cells
 from llada_core.vision import preprocess
 from llada_core.zimage import decoder_files, features_of
 
@@ -115,8 +115,8 @@ def test_joining_what_was_joined_ends(tmp_path):
         join([tokens] * 4)
     save_tokens(tokens, tmp_path / "t.safetensors")
     assert len(load_tokens(tmp_path / "t.safetensors").grids) == MOST_GRIDS
-    large = ImageTokens((torch.zeros(2048, 2048, dtype=torch.int64),), 256)
-    with pytest.raises(InputError, match=r"tokens: found 33554432 tokens in all; expected at most 16777216"):
+    large = ImageTokens((torch.zeros(1024, 1024, dtype=torch.int64),), 256)
+    with pytest.raises(InputError, match=r"tokens: found 8388608 tokens in all; expected at most 4194304"):
         join([large] * 8)
 
 
@@ -130,8 +130,22 @@ def test_a_token_file_of_too_much_is_not_read(tmp_path, monkeypatch):
         file.write(struct.pack("<Q", len(header)) + header.encode())
         file.truncate(8 + len(header) + size)  # a hole: it takes no room on the disk
     monkeypatch.setattr(torch.Tensor, "min", lambda *_: pytest.fail("it was read"))
-    with pytest.raises(InputError, match=r"t\.safetensors: found 33554432 tokens in all; expected at most 16777216"):
+    with pytest.raises(InputError, match=r"t\.safetensors: found 33554432 tokens in all; expected at most 4194304"):
         load_tokens(path)
+
+
+def test_variations_of_an_image_too_large_to_ask_for(model, monkeypatch):
+    """Of 64 variations the cells were chosen before the size was looked at: 20 s without a way to stop."""
+    monkeypatch.setattr("llada_core.sampling.tasks.cells_to_vary", lambda *_: pytest.fail("cells were chosen"))
+    large = ImageTokens((torch.zeros(1500, 1500, dtype=torch.int64),), 256)
+    with pytest.raises(InputError, match="size: found 1500 x 1500 tokens; expected 1 to 128"):
+        model.vary(large, "a fox", count=64)
+
+
+def test_a_canvas_of_many_tokens():
+    large = ImageTokens((torch.zeros(300, 20, dtype=torch.int64),), 256)
+    with pytest.raises(InputError, match=r"tokens: found 640 x 9600 pixels; expected at most 8192 a side\. Crop"):
+        paste(large, TOKENS, 0, 0)
 
 
 def test_a_preview_of_many_tokens(model):

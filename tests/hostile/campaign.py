@@ -39,8 +39,10 @@ def main(arguments: list[str] | None = None) -> int:
 def campaign(folder: Path, counts: dict[str, int], seed: int, say: Say) -> list[Report]:
     """Run each part that has a count above 0, print the table, and return what came of them."""
     reports, began = [], time.monotonic()
-    # Freed blocks go back to the system at once, so that memory which is held is what counts (mallopt, glibc).
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
+    # So that memory which is held is what counts: large blocks go back to the system at once (mallopt, glibc), and
+    # Python's objects lie in the same heap, whose free pages `settled` gives back. Python's own arenas stay as they
+    # are after what a host caches between two calls of /free, a hundred kilobytes of keys for each prompt.
+    os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(2**20), "PYTHONMALLOC": "malloc"}
     if counts.get("files"):
         reports.append(run_files(folder / "files", seed, counts["files"], say))
     for name, run in PARTS.items():

@@ -21,7 +21,7 @@ from llada_core.engine import LLaDAUni
 from llada_core.errors import InputError
 from llada_core.image_tokens import load_tokens, save_tokens
 from llada_core.options import Decoding, Sampling
-from tests.hostile.damage import CASE_SECONDS, ROOM, TOKENS, WORK_EVERY, damage, files, whole_folder
+from tests.hostile.damage import CASE_SECONDS, ROOM, TOKENS, WORK_EVERY, damage, files, whole_folders
 
 LONGEST = 1200  # characters of a message: a screen
 
@@ -30,12 +30,12 @@ def main() -> None:
     """Damage, open and restore, from the first case to the last."""
     log_folder, seed, first, count = Path(sys.argv[1]), *map(int, sys.argv[2:5])
     logging.disable(logging.CRITICAL)
-    folder = whole_folder()
-    use(folder, work=True)  # all that a first use allocates
+    folders = whole_folders()
+    for folder in folders:
+        use(folder, work=True)  # all that a first use allocates
     used = psutil.Process().memory_info().data + ROOM  # what a mapped file has of its own is not counted
     resource.setrlimit(resource.RLIMIT_DATA, (used, used))
-    names = files()
-    spare = {name: (folder / name).read_bytes() for name in names}
+    spares = [{name: (folder / name).read_bytes() for name in files(folder)} for folder in folders]
 
     def note(**line) -> None:
         with (log_folder / "log.jsonl").open("a") as log:
@@ -44,13 +44,15 @@ def main() -> None:
     try:
         for index in range(first, count):
             random = Random(f"{seed} {index}")
-            name = random.choice(names)
-            what = f"{name}: {damage(random, folder / name)}"
+            which = random.choice((0, 0, 1, 2))
+            folder, spare = folders[which], spares[which]
+            name = random.choice(sorted(spare))
+            what = f"{folder.parent.name}/{name}: {damage(random, folder / name)}"
             note(kind="begun", index=index, what=what)
             note(index=index, what=what, **outcome(folder, work=index % WORK_EVERY == 0))
             restore(folder, name, spare[name])
     finally:
-        shutil.rmtree(folder.parent, ignore_errors=True)
+        shutil.rmtree(folders[0].parents[1], ignore_errors=True)
 
 
 def restore(folder: Path, name: str, data: bytes) -> None:

@@ -48,10 +48,10 @@ NUMBERS = [
 ]
 
 
-def files() -> list[str]:
-    """Every file of the checkpoint, and a token file, by its path in the folder."""
-    found = [path.relative_to(CHECKPOINT).as_posix() for path in CHECKPOINT.rglob("*") if path.is_file()]
-    return [*sorted(name for name in found if Path(name).suffix in (".json", ".safetensors", ".pt")), TOKENS]
+def files(folder: Path) -> list[str]:
+    """Every file of a checkpoint, and the token file, by its path in the folder."""
+    found = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    return sorted(name for name in found if Path(name).suffix in (".json", ".safetensors", ".pt"))
 
 
 def damage(random: Random, path: Path) -> str:
@@ -339,13 +339,21 @@ def run_files(folder: Path, seed: int, count: int, say: Say) -> Report:
     return report
 
 
-def whole_folder() -> Path:
-    """A folder of its own with the checkpoint and a token file, to be damaged."""
+def whole_folders() -> list[Path]:
+    """Folders to be damaged, each with a token file: the checkpoint as released, and converted to 8 and 4 bits."""
     import torch
 
+    from llada_core.conversion.convert import convert
+    from llada_core.conversion.options import Conversion
     from llada_core.image_tokens import ImageTokens, save_tokens
 
-    folder = Path(tempfile.mkdtemp(prefix="damage-")) / "checkpoint"
-    shutil.copytree(CHECKPOINT, folder)
-    save_tokens(ImageTokens(tuple(torch.full((2, 3), i) for i in range(3)), 256), folder / TOKENS)
-    return folder
+    base = Path(tempfile.mkdtemp(prefix="damage-"))
+    folders = [base / name / "checkpoint" for name in ("released", "int8", "int4")]
+    shutil.copytree(CHECKPOINT, folders[0])
+    for folder in folders[1:]:
+        folder.parent.mkdir()
+        # Links would lead the damage to the folder that was converted.
+        convert(CHECKPOINT, folder, Conversion(folder.parent.name, vision="int8"), link=False)
+    for folder in folders:
+        save_tokens(ImageTokens(tuple(torch.full((2, 3), i) for i in range(3)), 256), folder / TOKENS)
+    return folders

@@ -216,12 +216,16 @@ def _edit_tokens(random: Random, graph: dict) -> str:
     loader = sorted(at for at, data in graph.items() if data["class_type"] == "LLaDAUniLoader")
     given = {key: source if value == "tokens" else value for key, value in inputs.items()}
     given |= {"model": [loader[0], 0]} if loader and "model" in given else {}
-    graph["edited"] = {"class_type": kind, "inputs": given}
     if random.random() < 0.7:
-        key = random.choice(sorted(given))
-        given[key] = _value(random)
-    graph[node]["inputs"][name] = ["edited", 0]
-    return f"{node}.{name} through {kind} with { ({k: v for k, v in given.items() if v != inputs[k]})!r:.80}"
+        changed = random.choice(sorted(given))
+        given[changed] = _value(random)
+        kind_of_change = f" with {changed} = {given[changed]!r:.60}"
+    else:
+        kind_of_change = ""
+    made = f"edited {len(graph)}"
+    graph[made] = {"class_type": kind, "inputs": given}
+    graph[node]["inputs"][name] = [made, 0]
+    return f"{node}.{name} through {kind}{kind_of_change}"
 
 
 def _linked(data: dict, name: str) -> bool:

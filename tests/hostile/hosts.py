@@ -154,9 +154,20 @@ class ServerHost:
         self.server.post("/free", {"unload_models": True, "free_memory": True})
         time.sleep(2)
 
-    def rss(self) -> int:
-        """Bytes of memory that the server's process holds."""
-        return self._process.memory_info().rss
+    def memory(self) -> dict[str, int]:
+        """Bytes that the server holds: of its process, and on a GPU of the card and of torch's allocator in use."""
+        held = {"memory": self._process.memory_info().rss}
+        card = self.server.get("/system_stats")["devices"][0]
+        if card["type"] != "cpu":
+            held["card"] = card["vram_total"] - card["vram_free"]
+            held["allocator"] = card["torch_vram_total"] - card["torch_vram_free"]
+        return held
+
+    def settled(self) -> dict[str, int]:
+        """The same once the host has let go, and its process has given back what is free (anything/__init__.py)."""
+        self.let_go()
+        self.server.post("/hostile/trim")
+        return self.memory()
 
 
 class ProcessHost:
@@ -272,9 +283,14 @@ class ProcessHost:
         """Drop what nobody refers to."""
         gc.collect()
 
-    def rss(self) -> int:
-        """Bytes of memory of this process."""
-        return psutil.Process().memory_info().rss
+    def memory(self) -> dict[str, int]:
+        """Bytes of this process."""
+        return {"memory": psutil.Process().memory_info().rss}
+
+    def settled(self) -> dict[str, int]:
+        """The same after a collection."""
+        self.let_go()
+        return self.memory()
 
 
 def _circular(graph: dict) -> bool:

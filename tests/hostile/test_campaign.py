@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -18,7 +19,7 @@ from llada_core.image_tokens import load_tokens
 from tests.hostile import child
 from tests.hostile.campaign import table
 from tests.hostile.damage import run_files
-from tests.hostile.hosts import ProcessHost, ServerHost
+from tests.hostile.hosts import Outcome, ProcessHost, ServerHost
 from tests.hostile.parts import run_graphs, run_interrupts, run_soak
 
 SEED = 20
@@ -82,6 +83,51 @@ def test_a_child_that_dies_is_a_fault(tmp_path, monkeypatch):
     report = run_files(tmp_path / "files", SEED, 3, print)
     assert started == [0, 1, 2]
     assert [f"file {i} (a file): ended the process, SIGSEGV []" for i in started] == report.faults
+
+
+class StandIn:
+    """A server that answers what a ComfyUI on a card does; the process is this one."""
+
+    def __init__(self, **card):
+        self._process, self.card, self.posted = type("Process", (), {"pid": os.getpid()}), card, []
+
+    def get(self, path):
+        assert path == "/system_stats"
+        return {"devices": [self.card]}
+
+    def post(self, path, data=None):
+        self.posted.append(path)
+
+
+def test_memory_of_a_card_is_counted_where_there_is_one(monkeypatch):
+    monkeypatch.setattr("tests.hostile.hosts.time.sleep", lambda seconds: None)
+    card = {"vram_total": 1000, "vram_free": 400, "torch_vram_total": 300, "torch_vram_free": 100}
+    server = StandIn(type="cuda", **card)
+    held = ServerHost(server).settled()
+    assert (held["card"], held["allocator"]) == (600, 200)
+    assert held["memory"] > 10**7
+    assert server.posted == ["/history", "/free", "/hostile/trim"]
+    assert set(ServerHost(StandIn(type="cpu", **card)).memory()) == {"memory"}
+
+
+@pytest.mark.parametrize("kind", ["memory", "card", "allocator"])
+def test_growth_of_each_kind_of_memory_is_a_fault(kind, monkeypatch, tmp_path):
+    class Host:
+        base, zimage, size = tmp_path, False, 10**9
+
+        def settled(self):
+            Host.size += 10**8
+            return {name: Host.size if name == kind else 10**9 for name in ("memory", "card", "allocator")}
+
+        def run(self, graph):
+            return Outcome("right result")
+
+        def answers(self):
+            return True
+
+    monkeypatch.setattr("tests.hostile.parts.controls", lambda host: {})
+    report = run_graphs(Host(), SEED, 3, print)
+    assert report.faults == [f"{kind} grew from 1.100 to 1.200 GB"]
 
 
 # What was found once

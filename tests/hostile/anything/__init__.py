@@ -1,6 +1,25 @@
-"""A node whose output fits every socket, for the campaign's base folder: what a careless pack hands on."""
+"""For the campaign's base folder: a node whose output fits every socket; and a request that has
+the host give back memory that is free.
+"""
+
+import ctypes
+import gc
 
 import torch
+from aiohttp import web
+from server import PromptServer
+
+
+@PromptServer.instance.routes.post("/hostile/trim")
+async def trim(request):
+    """Collect, and return the heap's free pages to the system.
+
+    A heap keeps the pages between what lives. How many lie there is the allocator's luck, and grows slowly whatever is
+    computed; what is held is the rest.
+    """
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return web.Response()
 
 
 class HostileAnything:
