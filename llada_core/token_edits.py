@@ -132,7 +132,7 @@ def paste(tokens: ImageTokens, piece: ImageTokens, left: int, top: int) -> tuple
     """
     grid, over = one_grid(tokens), one_grid(piece.for_codebook(tokens.codebook_size), "piece")
     x, y = _in_cells("left", left), _in_cells("top", top)
-    _check_canvas("tokens", *grid.shape, "Crop the image first.")
+    _check_canvas("tokens", grid.shape[0], grid.shape[1], "Crop the image first.")
     rows, columns = over.shape
     _check_inside((x, y, columns, rows), grid, "Move the piece, crop it, or pad the image first.")
     result = grid.clone()
