@@ -10,7 +10,7 @@ weights have the same spread.
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -255,18 +255,28 @@ def contents(
 
 
 @torch.no_grad()
-def share_of_experts(backbone: Backbone, prompt: int = 60, masks: int = 32) -> float:
-    """The share of all experts that the mask tokens behind a text are sent to, averaged over layers."""
+def share_of_experts(backbone: Backbone, prompts: Sequence[int] = (90, 60), masks: int = 32) -> float:
+    """The share of all experts that a first round of a guided picture hits, averaged over layers.
+
+    Args:
+        backbone: any.
+        prompts: how many tokens each branch has, all branches with other ones.
+        masks: how many masks follow in each.
+    """
     config, weight = backbone.config, backbone.lm_head.weight
-    chosen: list[int] = []
     routers = [module for module in backbone.modules() if isinstance(module, Router)]
+    chosen: list[set[int]] = [set() for _ in routers]
     hooks = [
-        router.register_forward_hook(lambda module, given, out: chosen.append(out[0][-masks:].unique().numel()))
-        for router in routers
+        router.register_forward_hook(
+            lambda module, given, out, seen=seen: seen.update(out[0][-masks:].unique().tolist())
+        )
+        for router, seen in zip(routers, chosen, strict=True)
     ]
-    ids = torch.tensor([[*range(3, 3 + prompt), *[2] * masks]], device=weight.device)
-    context = PrefixCache(config, 1, ids.shape[1], weight.device, weight.dtype)
-    backbone(ids, torch.arange(ids.shape[1], device=weight.device)[None], context, 0, None)
+    for row, prompt in enumerate(prompts):
+        text = [3 + (7 * i + 13 * row) % (config.image_token_offset - 3) for i in range(prompt)]
+        ids = torch.tensor([[*text, *[2] * masks]], device=weight.device)
+        context = PrefixCache(config, 1, ids.shape[1], weight.device, weight.dtype)
+        backbone(ids, torch.arange(ids.shape[1], device=weight.device)[None], context, 0, None)
     for hook in hooks:
         hook.remove()
-    return sum(chosen) / len(chosen) / config.num_experts
+    return sum(map(len, chosen)) / len(chosen) / config.num_experts

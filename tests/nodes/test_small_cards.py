@@ -30,14 +30,14 @@ def test_the_program_runs(comfyui, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     figures = json.loads(file.read_text())["figures"]
     assert figures["second picture, s"] > 0
-    assert 0 < figures["experts that 64 masks are sent to, share"] <= 1
+    assert 0 < figures["experts that a round hits, share"] <= 1
     assert figures["question, s"] > 0
     assert figures["edit, tokens alone, s"] > 0
     assert figures["with mapped file pages, GB"] >= figures["server's main memory, GB"] > 0
 
 
 def hits(folder: Path, config: BackboneConfig) -> float:
-    """The share of the experts that 32 mask tokens after a text are sent to, averaged over layers."""
+    """The share of the experts that a first round hits."""
     files = TensorFiles("backbone", sorted(folder.glob("*.safetensors")))
     return share_of_experts(open_backbone(files, config).load(torch.float32))
 
@@ -61,10 +61,10 @@ def mean_hits(folder: Path, config: BackboneConfig, form: Int4 | None = None, us
 
 def test_its_weights_send_masks_to_more_experts_than_usual_ones(tmp_path):
     config = replace(tiny().backbone, **NARROW, **MANY)
-    # 32 tokens that choose 2 of 64 experts at random hit 0.64 of them.
+    # 64 tokens that choose 2 of 64 experts at random hit 0.87 of them.
     usual = mean_hits(tmp_path / "usual", config, usual=True)
-    assert mean_hits(tmp_path / "spread", config) > max(0.33, 2 * usual)
-    assert mean_hits(tmp_path / "in 4 bits", config, Int4()) > max(0.33, 2 * usual)
+    assert mean_hits(tmp_path / "spread", config) > max(0.5, 2 * usual)
+    assert mean_hits(tmp_path / "in 4 bits", config, Int4()) > max(0.5, 2 * usual)
 
 
 @pytest.mark.parametrize(("weights", "form"), [("4-bit", Int4), ("8-bit", Int8)])
