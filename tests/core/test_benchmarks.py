@@ -69,6 +69,15 @@ def test_batches(run):
     assert figures["2 questions of other lengths, times as fast at once"] > 0
 
 
+def test_rounds(run, tmp_path):
+    figures = run("rounds", "--tiny", "--weights", "as stored", "4-bit", "--kernels", str(tmp_path / "kernels.txt"))
+    for weights in ("as stored", "4-bit"):
+        assert figures[f"{weights}: 64 tokens, s"] > 0
+        assert figures[f"{weights}: a graph of 32 positions x 2, ms"] > 0
+        assert figures[f"{weights}: kernels"] > 0
+    assert "4-bit: a layer, us" in (tmp_path / "kernels.txt").read_text()
+
+
 def test_batches_of_quantized_weights(run):
     figures = run("batches", "--tiny", "--pictures", "1", "--questions", "1", "--weights", "4-bit")
     assert figures["a round of one, ms"] > 0
