@@ -7,7 +7,7 @@ from ..errors import InputError
 from ..quantization.choices import FORMS
 from ..quantization.formats import Format
 
-BACKBONE_FORMS = ("int4", "int8", "fp8", "keep")
+BACKBONE_FORMS = ("int4", "int4-128", "int8", "fp8", "keep")
 PIXEL_FORMS = ("int8", "keep")
 # A checkpoint's parts; the first is always needed.
 PARTS = ("backbone", "image_tokenizer", "sigvq", "decoder", "decoder-turbo", "vae")
@@ -18,7 +18,8 @@ class Conversion:
     """The choices of a conversion.
 
     Attributes:
-        backbone: "int4", "int8", "fp8" (blocks of 128 x 128, as the FP8 release), or "keep".
+        backbone: "int4" (groups of 64, with zeros), "int4-128" (groups of 128 without: smaller, faster, less exact),
+            "int8", "fp8" (blocks of 128 x 128, as the FP8 release), or "keep".
         decoder: of both decoders, "int8" or "keep".
         vision: of SigLIP-VQ, "int8" or "keep".
         parts: those that the new folder has, of those that the old one has; None means all.

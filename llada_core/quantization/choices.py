@@ -20,7 +20,13 @@ _ASKED: Mapping[str, Mapping[str, Format]] = {
     "4-bit": {"backbone": Int4(), "decoder": Int8(), "decoder-turbo": Int8()},
 }
 # What the conversion offers by name; "keep" stores a part as it is.
-FORMS: Mapping[str, Format | None] = {"int4": Int4(), "int8": Int8(), "fp8": FP8Block(), "keep": None}
+FORMS: Mapping[str, Format | None] = {
+    "int4": Int4(),
+    "int4-128": Int4(128, symmetric=True),
+    "int8": Int8(),
+    "fp8": FP8Block(),
+    "keep": None,
+}
 
 # Part -> names of the layers that are quantized.
 _LAYERS = {

@@ -48,7 +48,7 @@ def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().view(torch.uint8)
 
 
-@pytest.mark.parametrize("backbone", ["int4", "int8", "fp8", "keep"])
+@pytest.mark.parametrize("backbone", ["int4", "int4-128", "int8", "fp8", "keep"])
 def test_the_new_folder_is_the_old_one_quantized(backbone, converted, model):
     """Bit by bit what the loader makes of the old folder; and what is not quantized is as it was."""
     opened = LLaDAUni(converted(backbone))
@@ -60,7 +60,7 @@ def test_the_new_folder_is_the_old_one_quantized(backbone, converted, model):
             assert torch.equal(bytes_of(found[name]), bytes_of(expected[name])), (part, name)
 
 
-@pytest.mark.parametrize("backbone", ["int4", "int8", "fp8", "keep"])
+@pytest.mark.parametrize("backbone", ["int4", "int4-128", "int8", "fp8", "keep"])
 def test_a_picture_from_the_new_folder(backbone, converted, model):
     """The tokens and the picture of a model that was quantized while it was read."""
     asked = {"sampling": Sampling(steps=2)}
