@@ -140,3 +140,11 @@ def test_offline_counts_speed_from_the_first_results_on():
     assert Run(times=[10.0, 10.1, 20.0, 30.0, 40.0]).speed == pytest.approx(60 * 3 / 30)
     assert Run(times=[10.0]).speed == 0
     assert len(set(prompts(100))) == 100
+
+
+def test_passes(run):
+    figures = run("passes", "--count", "4")
+    for name in {key.rpartition(": ")[0] for key in figures}:
+        assert figures[f"{name}: alone, most"] <= figures[f"{name}: passes"]
+    texts = "4 texts of 8 to 200 tokens, sure of some"
+    assert figures[f"{texts}: passes"] < figures[f"{texts}: in step"]

@@ -1,6 +1,8 @@
 """Lists into the engine: each of several is what it is alone; parts of pictures drawn anew; variations."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,11 +57,29 @@ def test_each_of_several_is_what_it_is_alone(name, sampling, sprint, model):
 
 
 @pytest.fixture(scope="session")
-def model_on_gpu(golden_checkpoint) -> LLaDAUni:
-    """The golden checkpoint in float32 on a GPU, where rounds are CUDA graphs and kernels are others."""
+def model_on_gpu(golden_checkpoint, tmp_path_factory) -> LLaDAUni:
+    """The golden checkpoint's language model in float32 on a GPU: rounds are CUDA graphs, and kernels are others."""
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    return LLaDAUni(golden_checkpoint, OneDevice("cuda", torch.float32))
+    return LLaDAUni(
+        language_model(golden_checkpoint, tmp_path_factory.mktemp("alone")), OneDevice("cuda", torch.float32)
+    )
+
+
+def language_model(checkpoint: Path, folder: Path) -> Path:
+    """The files at a checkpoint's top, by themselves."""
+    for path in checkpoint.iterdir():
+        if path.is_file():
+            shutil.copy(path, folder)
+    return folder
+
+
+def test_the_calls_need_nothing_but_the_language_model(golden_checkpoint, tmp_path):
+    """So that they run on a GPU's machine that has neither diffusers nor transformers."""
+    alone = LLaDAUni(language_model(golden_checkpoint, tmp_path))
+    assert set(alone.components) == {"backbone"}
+    for call in CALLS.values():
+        assert len(call(alone, lambda values: values, sampling=FEW)) == 3
 
 
 @pytest.mark.parametrize("sprint", [None, SPRINT], ids=["plain", "SPRINT"])
