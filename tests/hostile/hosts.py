@@ -31,6 +31,8 @@ CLEAR = ("InputError", "CheckpointError")
 RUN_SECONDS = 90  # a run that takes longer is interrupted, and has to end then
 LAST_SECONDS = 30  # of pixels of a picture as large as a graph may ask for, which are one call of the VAE
 SILENT_SECONDS = 60
+SETTLING = 15  # measurements until memory is taken as it is
+STEADY = 1e6  # bytes between two that agree
 ANYTHING = Path(__file__).with_name("anything")
 SEEDED = ("LLaDAUniSample", "LLaDAUniImageQA", "LLaDAUniInterleave")
 
@@ -164,10 +166,21 @@ class ServerHost:
         return held
 
     def settled(self) -> dict[str, int]:
-        """The same once the host has let go, and its process has given back what is free (anything/__init__.py)."""
+        """The same once the host has let go, and its process has given back what is free (anything/__init__.py).
+
+        Its worker takes seconds to let go of what thousands of prompts have left in its caches, so this waits until two
+        measurements in a row agree.
+        """
         self.let_go()
-        self.server.post("/hostile/trim")
-        return self.memory()
+        before = -1
+        for _ in range(SETTLING):
+            self.server.post("/hostile/trim")
+            held = self.memory()
+            if abs(held["memory"] - before) < STEADY:
+                break
+            before = held["memory"]
+            time.sleep(2)
+        return held
 
 
 class ProcessHost:

@@ -106,7 +106,7 @@ def test_memory_of_a_card_is_counted_where_there_is_one(monkeypatch):
     held = ServerHost(server).settled()
     assert (held["card"], held["allocator"]) == (600, 200)
     assert held["memory"] > 10**7
-    assert server.posted == ["/history", "/free", "/hostile/trim"]
+    assert server.posted == ["/history", "/free", "/hostile/trim", "/hostile/trim"]
     assert set(ServerHost(StandIn(type="cpu", **card)).memory()) == {"memory"}
 
 
