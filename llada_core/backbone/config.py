@@ -64,7 +64,8 @@ class BackboneConfig:
             "topk_group from 1 to n_group": 1 <= self.topk_group <= self.n_group,
             "num_experts_per_tok at most the experts of the chosen groups": self.num_experts_per_tok
             <= self.num_experts // self.n_group * self.topk_group,
-            "an even rotary dimension up to head_dim": 0 < self.rotary_dim <= self.head_dim
+            "an even rotary dimension up to head_dim": self.partial_rotary_factor <= 1
+            and self.rotary_dim > 0
             and self.rotary_dim % 2 == 0,
         }
         for rule, holds in rules.items():

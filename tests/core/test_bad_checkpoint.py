@@ -182,6 +182,8 @@ def test_tensors_that_do_not_fit(change, parts, checkpoint_copy, rewrite):
         ("topk_group", 5, ["topk_group from 1 to n_group"]),
         ("num_experts_per_tok", 5, ["num_experts_per_tok at most the experts of the chosen groups"]),
         ("partial_rotary_factor", 0.1, ["an even rotary dimension"]),
+        ("partial_rotary_factor", 1.5, ["an even rotary dimension up to head_dim"]),
+        ("partial_rotary_factor", 1e308, ["an even rotary dimension up to head_dim"]),
     ],
 )
 def test_configuration_of_another_model(field, value, parts, checkpoint_copy, edit_json):
