@@ -40,7 +40,7 @@ def campaign(folder: Path, counts: dict[str, int], seed: int, say: Say) -> list[
     """Run each part that has a count above 0, print the table, and return what came of them."""
     reports, began = [], time.monotonic()
     # So that memory which is held is what counts: large blocks go back to the system at once (mallopt, glibc), and
-    # Python's objects lie in the same heap, whose free pages `settled` gives back. Python's own arenas would stay as
+    # Python's objects lie in the same heap, which tells `settled` what is in use. Python's own arenas would stay as
     # large as what ComfyUI 0.33 keeps until /free: the keys of the nodes that a failed prompt did not reach, 50 kB a
     # prompt in a graph of core nodes alone.
     os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(2**20), "PYTHONMALLOC": "malloc"}

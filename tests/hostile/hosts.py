@@ -31,6 +31,7 @@ CLEAR = ("InputError", "CheckpointError")
 RUN_SECONDS = 90  # a run that takes longer is interrupted, and has to end then
 LAST_SECONDS = 30  # of pixels of a picture as large as a graph may ask for, which are one call of the VAE
 SILENT_SECONDS = 60
+RSS = "pages"  # free ones among them: told, and no measure of what is held
 SETTLING = 15  # measurements until memory is taken as it is
 STEADY = 1e6  # bytes between two that agree
 ANYTHING = Path(__file__).with_name("anything")
@@ -157,8 +158,8 @@ class ServerHost:
         time.sleep(2)
 
     def memory(self) -> dict[str, int]:
-        """Bytes that the server holds: of its process, and on a GPU of the card and of torch's allocator in use."""
-        held = {"memory": self._process.memory_info().rss}
+        """Bytes that the server's process takes, and on a GPU of the card and of torch's allocator in use."""
+        held = {RSS: self._process.memory_info().rss}
         card = self.server.get("/system_stats")["devices"][0]
         if card["type"] != "cpu":
             held["card"] = card["vram_total"] - card["vram_free"]
@@ -166,21 +167,25 @@ class ServerHost:
         return held
 
     def settled(self) -> dict[str, int]:
-        """The same once the host has let go, and its process has given back what is free (anything/__init__.py).
+        """The same once the host has let go, and of its memory what is held (anything/__init__.py).
 
         Its worker takes seconds to let go of what thousands of prompts have left in its caches, so this waits until two
         measurements in a row agree.
         """
         self.let_go()
-        before = -1
+        before = float("inf")
         for _ in range(SETTLING):
-            self.server.post("/hostile/trim")
-            held = self.memory()
-            if abs(held["memory"] - before) < STEADY:
+            held = self.server.post("/hostile/held")["held"]
+            if abs(held - before) < STEADY:
                 break
-            before = held["memory"]
+            before = held
             time.sleep(2)
-        return held
+        return {"memory": held, "mapped files": self._mapped()} | self.memory()
+
+    def _mapped(self) -> int:
+        """Bytes of files that lie in the process's memory."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return 1024 * int(status.partition("RssFile:")[2].split()[0])
 
 
 class ProcessHost:
@@ -298,12 +303,12 @@ class ProcessHost:
 
     def memory(self) -> dict[str, int]:
         """Bytes of this process."""
-        return {"memory": psutil.Process().memory_info().rss}
+        return {RSS: psutil.Process().memory_info().rss}
 
     def settled(self) -> dict[str, int]:
-        """The same after a collection."""
+        """The same after a collection, and as what is held."""
         self.let_go()
-        return self.memory()
+        return {"memory": self.memory()[RSS]}
 
 
 def _circular(graph: dict) -> bool:

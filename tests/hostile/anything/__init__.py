@@ -1,25 +1,32 @@
-"""For the campaign's base folder: a node whose output fits every socket; and a request that has
-the host give back memory that is free.
-"""
+"""For the campaign: a node whose output fits every socket, and a request that tells what memory is in use."""
 
 import ctypes
 import gc
+import tempfile
+from pathlib import Path
+from xml.etree import ElementTree
 
 import torch
 from aiohttp import web
 from server import PromptServer
 
 
-@PromptServer.instance.routes.post("/hostile/trim")
-async def trim(request):
-    """Collect, and return the heap's free pages to the system.
-
-    A heap keeps the pages between what lives. How many lie there is the allocator's luck, and grows slowly whatever is
-    computed; what is held is the rest.
-    """
+@PromptServer.instance.routes.post("/hostile/held")
+async def held(request):
+    """Collect, return the heap's free pages to the system, and say how many bytes of it are in use (glibc)."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    return web.Response()
+    library = ctypes.CDLL(None)
+    library.malloc_trim(0)
+    library.fopen.restype = ctypes.c_void_p
+    with tempfile.NamedTemporaryFile() as told:
+        file = ctypes.c_void_p(library.fopen(told.name.encode(), b"w"))
+        library.malloc_info(0, file)
+        library.fclose(file)
+        text = Path(told.name).read_text()
+    # After its heaps the whole: what it has of the system, what of that is free, and blocks of their own.
+    whole = ElementTree.fromstring(text[: text.index("<heap")] + text[text.rindex("</heap>") + len("</heap>") :])
+    sizes = {part.get("type"): int(part.get("size", 0)) for part in whole}
+    return web.json_response({"held": sizes["current"] - sizes["fast"] - sizes["rest"] + sizes["mmap"]})
 
 
 class HostileAnything:
