@@ -25,7 +25,7 @@ from ..errors import CheckpointError, InputError
 from ..quantization.formats import METADATA_SUFFIX, describe
 from ..whole_file import PARTIAL
 from .card import card
-from .check import check_samples, check_tensors
+from .check import check_samples, check_tensors, squared_norm
 from .options import PARTS, Conversion
 from .parts import NewFile, Weight, new_files, open_parts
 from .record import RECORD, Record
@@ -181,8 +181,8 @@ def _write(file: NewFile, source, work: Path, record: Record, device: torch.devi
                         place.copy_(tensor)
                 if type(piece.form) is not type(piece.source[0]):
                     before, after = piece.dense()
-                    lost += float((after - before).square().sum(dtype=torch.float64))
-                    whole += float(before.square().sum(dtype=torch.float64))
+                    lost += squared_norm(after - before)
+                    whole += squared_norm(before)
                 done.add(torch.Size(piece.shape).numel(), f"{file.part} {weight.name}")
             if whole:
                 errors[weight.name] = (lost, whole)

@@ -121,7 +121,7 @@ def test_source_with_a_number_that_is_not_finite(checkpoint_copy, rewrite, targe
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"backbone": "int2"}, "backbone: found 'int2'; expected one of int4, int8, fp8, keep"),
+        ({"backbone": "int2"}, "backbone: found 'int2'; expected one of int4, int4-128, int8, fp8, keep"),
         ({"decoder": "int4"}, "decoder: found 'int4'; expected one of int8, keep"),
         ({"parts": ("backbone", "tokenizer")}, "parts: found 'tokenizer'"),
         ({"parts": ("vae",)}, "parts: found vae; expected backbone among them"),
