@@ -101,7 +101,7 @@ def edit() -> list[Column]:
 def edit_two_references() -> list[Column]:
     """Two pictures and an instruction that uses both."""
     model = loader()
-    pictures = [Box("LoadImage", {"image": "example.png"}, title=f"{which} picture") for which in ("First", "Second")]
+    pictures = [Box("LoadImage", {"image": "example.png"}, f"{which} picture") for which in ("First", "Second")]
     encodes = [Box("LLaDAUniEncode", {"model": model, "image": picture}) for picture in pictures]
     join = Box("LLaDAUniJoinTokens", {"tokens_1": encodes[0], "tokens_2": encodes[1]})
     options = Box("LLaDAUniSampling")
@@ -119,8 +119,8 @@ def edit_two_references() -> list[Column]:
     )
     return [
         start("edit-two-references", model, text, options),
-        Column([pictures[0], encodes[0], pictures[1], encodes[1]], "Pictures, to tokens", PURPLE),
-        Column([join, sample], "In a row, and what to make of them", GREEN),
+        Column([pictures[0], encodes[0], pictures[1]], "Pictures, to tokens", PURPLE),
+        Column([encodes[1], join, sample], "In a row, and what to make of them", GREEN),
         Column([decode, save], "Tokens to pixels, and the result", BLUE),
     ]
 
@@ -150,11 +150,12 @@ def sprint_side_by_side() -> list[Column]:
     """The same prompt plainly and with SPRINT."""
     model = loader()
     options = Box("LLaDAUniSprint")
-    plain = Box("LLaDAUniSample", {"model": model, "prompt": POSTER}, title="Sample, plain")
-    fast = Box("LLaDAUniSample", {"model": model, "prompt": POSTER, "sprint": options}, title="Sample, with SPRINT")
-    decodes = [Box("LLaDAUniDecode", {"model": model, "tokens": tokens}, height=448) for tokens in (plain, fast)]
+    asked = {"model": model, "prompt": POSTER}
+    plain = Box("LLaDAUniSample", asked, title="Sample, plain")
+    fast = Box("LLaDAUniSample", {**asked, "sprint": options}, title="Sample, with SPRINT")
+    decodes = [Box("LLaDAUniDecode", {"model": model, "tokens": tokens}, height=464) for tokens in (plain, fast)]
     saves = [
-        Box("SaveImage", {"images": decode, "filename_prefix": f"llada-uni/{name}"}, title=title)
+        Box("SaveImage", {"images": decode, "filename_prefix": f"llada-uni/{name}"}, title=title, height=368)
         for decode, name, title in zip(decodes, ("plain", "sprint"), ("Plain", "With SPRINT"), strict=True)
     ]
     text = (
@@ -165,9 +166,9 @@ def sprint_side_by_side() -> list[Column]:
     )
     return [
         start("sprint-side-by-side", model, text, options),
-        Column([plain, decodes[0]], "The prompt, plainly", GREEN),
-        Column([fast, decodes[1]], "The same with SPRINT", PURPLE),
-        Column(saves, "Compare", BLUE),
+        Column([plain, saves[0]], "The prompt, plainly", GREEN),
+        Column([fast, saves[1]], "The same with SPRINT", PURPLE),
+        Column(decodes, "Tokens to pixels", BLUE),
     ]
 
 
@@ -177,7 +178,7 @@ def turbo_and_normal() -> list[Column]:
     sample = Box("LLaDAUniSample", {"model": model, "prompt": STREET})
     keep = Box("LLaDAUniSaveTokens", {"tokens": sample, "filename_prefix": "llada-uni/street"})
     decodes = [
-        Box("LLaDAUniDecode", {"model": model, "tokens": sample, "turbo": turbo}, title=title)
+        Box("LLaDAUniDecode", {"model": model, "tokens": sample, "turbo": turbo}, title=title, height=448)
         for turbo, title in ((True, "Decode, turbo"), (False, "Decode, normal"))
     ]
     saves = [
@@ -227,19 +228,19 @@ def miniature() -> list[Column]:
     sample = Box("LLaDAUniSample", {"model": model, "prompt": prompt, **size}, title="Sample: draw")
     change = {"model": model, "prompt": "make the blue star yellow", "guidance": 4.0, "references": sample, **size}
     edit = Box("LLaDAUniSample", change, title="Sample: edit")
-    decodes = [Box("LLaDAUniDecode", {"model": model, "tokens": tokens}, height=448) for tokens in (sample, edit)]
+    decodes = [Box("LLaDAUniDecode", {"model": model, "tokens": tokens}, height=456) for tokens in (sample, edit)]
     question = "Describe the picture."
-    ask = Box("LLaDAUniImageQA", {"model": model, "question": question, "image": decodes[1]}, height=336)
+    ask = Box("LLaDAUniImageQA", {"model": model, "question": question, "image": decodes[1]}, height=350)
     saves = [
         Box(
             "SaveImage",
             {"images": decode, "filename_prefix": f"llada-uni/miniature-{name}"},
             name.capitalize(),
-            height=265,
+            height=302,
         )
         for decode, name in zip(decodes, ("drawn", "edited"), strict=True)
     ]
-    answer = Box("PreviewAny", {"source": ask}, title="Answer", height=122)
+    answer = Box("PreviewAny", {"source": ask}, title="Answer", height=138)
     text = (
         "**Nothing to download:** the miniature comes with the pack and takes seconds on any machine. Queue this.\n\n"
         "It draws a picture, edits its tokens without decoding them in between, and asks about the result.\n\n"
@@ -253,10 +254,10 @@ def miniature() -> list[Column]:
         "to the right."
     )
     return [
-        Column([note("What this does", text), model], "Start here", GREY),
-        Column([sample, decodes[0]], "Draw", GREEN),
-        Column([edit, decodes[1]], "Then change", PURPLE),
-        Column([*saves, ask, answer], "Results, and ask", BLUE),
+        Column([note("What this does", text), model, ask], "Start here", GREY),
+        Column([sample, saves[0]], "Draw", GREEN),
+        Column([edit, saves[1]], "Then change", PURPLE),
+        Column([answer, *decodes], "Tokens to pixels, and an answer", BLUE),
     ]
 
 

@@ -32,9 +32,9 @@ def pixels(latents: Box, loaded: Box) -> Box:
     return Box("VAEDecode", {"samples": latents, "vae": (loaded, "vae")})
 
 
-def saved(images: Box, name: str, title: str = "") -> Box:
+def saved(images: Box, name: str, title: str = "", height: int = SHOWN) -> Box:
     """Save Image."""
-    return Box("SaveImage", {"images": images, "filename_prefix": f"llada-uni/{name}"}, title=title, height=SHOWN)
+    return Box("SaveImage", {"images": images, "filename_prefix": f"llada-uni/{name}"}, title=title, height=height)
 
 
 def edited(model: Box, picture: Box) -> tuple[Box, Box]:
@@ -75,9 +75,9 @@ def with_ksampler() -> list[Column]:
     names = ("turbo", "normal")
     saves = [saved(picture, f"ksampler-{name}", name.capitalize()) for picture, name in zip(drawn, names, strict=True)]
     return [
-        start("decoder-with-ksampler", model, text, turbo, normal),
-        Column([sample, given], "What to draw", GREEN),
-        Column([guided, levels, euler, fast, fine], "Turbo above, normal below", PURPLE),
+        start("decoder-with-ksampler", model, text, turbo, normal, guided, levels),
+        Column([sample, given, euler], "What to draw", GREEN),
+        Column([fast, fine], "Turbo above, normal below", PURPLE),
         Column([drawn[0], saves[0], drawn[1], saves[1]], "Compare", BLUE),
     ]
 
@@ -102,9 +102,9 @@ def keeps_the_photo() -> list[Column]:
     )
     return [
         start("edit-keeps-the-photo", model, text, picture),
-        Column([encode, sample, given], "What to change", GREEN),
-        Column([normal, guided, photo, start_from, draw], "Start from the photo", PURPLE),
-        Column([result, saved(result, "keeps-the-photo")], "Result", BLUE),
+        Column([encode, sample], "What to change", GREEN),
+        Column([given, normal, guided, photo, start_from], "Start from the photo", PURPLE),
+        Column([draw, result, saved(result, "keeps-the-photo")], "Result", BLUE),
     ]
 
 
@@ -134,9 +134,9 @@ def in_a_mask() -> list[Column]:
     )
     return [
         start("edit-in-a-mask", model, text, picture),
-        Column([encode, sample, given], "What to change", GREEN),
-        Column([turbo, photo, as_image, cut, mask, start_from, masked], "Photo and mask at its size", PURPLE),
-        Column([draw, drawn, result, saved(result, "in-a-mask")], "Draw in the mask", BLUE),
+        Column([encode, sample], "What to change", GREEN),
+        Column([given, turbo, photo, as_image, cut, mask, start_from, masked], "Photo and mask at its size", PURPLE),
+        Column([draw, drawn, result, saved(result, "in-a-mask", height=284)], "Draw in the mask", BLUE),
     ]
 
 
@@ -163,8 +163,8 @@ def larger() -> list[Column]:
     return [
         start("larger", model, text, turbo),
         Column([sample, given], "What to draw", GREEN),
-        Column([first, twice, near, second], "Draw, enlarge, refine", PURPLE),
-        Column([result, saved(result, "larger")], "Result", BLUE),
+        Column([first, twice, near], "Draw, enlarge, refine", PURPLE),
+        Column([second, result, saved(result, "larger")], "Result", BLUE),
     ]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from .schemas import Input, Schema
 
-GAP_X, GAP_Y = 64, 56  # between boxes; the title bar of 30 above a box lies inside GAP_Y
+GAP_X, GAP_Y = 64, 52  # between boxes; the title bar of 30 above a box lies inside GAP_Y
 GROUP_EDGE, GROUP_TITLE, GROUP_FOOT = 24, 90, 50  # around its boxes; the newer canvas draws them about 30 higher
 SLOT, WIDGET = 20, 24  # heights of a row
 CONTROL = "control_after_generate"
@@ -36,15 +36,26 @@ NARROW = 310  # of all others
 BESIDE_THE_MAP = 316  # below the first of a fourth column: the front end's map lies over that corner
 HEIGHTS = {"LoadImage": 330, "SaveImage": 400, "PreviewImage": 400, "PreviewAny": 300}  # what shows a picture or text
 PROMPT_LINE, PROMPT_LETTER, PROMPT_LEAST = 16, 6.6, 56  # pixels of a line and a letter of a prompt; of its box
-ROOM = {  # below or beside the widgets, for what a node shows while it runs: progress, text, preview
-    "LLaDAUniSample": 262,
-    "LLaDAUniInterleave": 290,
-    "LLaDAUniDecode": 312,  # the newer canvas wants more than the classic one
-    "LLaDAUniImageQA": 60,
-    "LLaDAUniLoader": 12,  # what the newer canvas needs for its line "Show advanced inputs"
-    "LLaDAUniDecoderSchedule": 12,
-    "KSampler": 40,
-    "SamplerCustom": 40,
+ROOM = {  # below or beside the widgets, for what a node shows while it runs and after: progress, text, preview
+    # The newer canvas wants more than the classic one, and live previews of the host's samplers more than either.
+    "LLaDAUniSample": 346,
+    "LLaDAUniVary": 330,
+    "LLaDAUniInterleave": 396,
+    "LLaDAUniDecode": 320,
+    "LLaDAUniEncode": 70,
+    "LLaDAUniPadTokens": 40,
+    "LLaDAUniImageQA": 74,
+    "LLaDAUniSaveTokens": 90,
+    "LLaDAUniPreviewTokens": 28,
+    "LLaDAUniLoader": 34,  # what the newer canvas needs for its line "Show advanced inputs"
+    "LLaDAUniJoinTokens": 22,
+    "LLaDAUniDecoderModel": 26,
+    "LLaDAUniConditioning": 22,
+    "LLaDAUniDecoderGuidance": 22,
+    "LLaDAUniDecoderSchedule": 26,
+    "LoraLoaderModelOnly": 30,
+    "KSampler": 246,
+    "SamplerCustom": 230,
 }
 NOTE_LETTERS = 60  # in a line of a note
 ON_THE_FORM = {  # the widgets that app mode shows of a node

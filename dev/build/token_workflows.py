@@ -64,7 +64,7 @@ def four_variations() -> list[Column]:
     decode = Box("LLaDAUniDecode", {"model": model, "tokens": vary})
     save = Box("SaveImage", {"images": decode, "filename_prefix": "llada-uni/variation"}, title="The variations")
     grid = Box("LLaDAUniPreviewTokens", {"model": model, "tokens": vary})
-    shown = Box("PreviewImage", {"images": grid}, title="Their tokens")
+    shown = Box("PreviewImage", {"images": grid}, title="Their tokens", height=254)
     text = (
         "Draws a picture, then four variations of it at once: a share of its tokens is masked again and drawn, the "
         "others stay.\n\n"
