@@ -72,6 +72,10 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+# Images whose features wait for the decoder at once: they are a thousand times as large as codes, and on a small card
+# the embedder and the decoder may have to make room for each other.
+_FEATURES_AT_ONCE = 8
+
 MOST_DRAWN = 2**26  # pixels of all token grids that are drawn at once, 800 MB
 
 
@@ -267,17 +271,16 @@ class LLaDAUni(BackboneTasks):
             self.layout.require(needed)
         for grid in tokens.grids:
             check_grid(*grid.shape)
-        latents = []
-        for index, (size, grid) in enumerate(zip(tokens.sizes, tokens.grids, strict=True)):
-            # One at a time: features are a thousand times as large as codes.
-            (given,) = self.features(ImageTokens((grid,), tokens.codebook_size))
-            placement = self._place(part, _of_grid(decoder_working_bytes, size))
-            callback = shifted(progress, index, len(tokens.grids))
-            latents.append(
-                sample_latents(
-                    placement.module, given, size, decoding, seeds[index], placement.device, placement.dtype, callback
-                )
-            )
+        latents: list[torch.Tensor] = []
+        for first in range(0, len(tokens.grids), _FEATURES_AT_ONCE):
+            part_of = slice(first, first + _FEATURES_AT_ONCE)
+            features = self.features(ImageTokens(tokens.grids[part_of], tokens.codebook_size))
+            for size, given in zip(tokens.sizes[part_of], features, strict=True):
+                index = len(latents)
+                placement = self._place(part, _of_grid(decoder_working_bytes, size))
+                callback = shifted(progress, index, len(tokens.grids))
+                where = placement.device, placement.dtype
+                latents.append(sample_latents(placement.module, given, size, decoding, seeds[index], *where, callback))
         images = []
         for index, (size, latent) in enumerate(zip(tokens.sizes, latents, strict=True)):
             report(progress, Progress(index, len(latents), "pixels"))
