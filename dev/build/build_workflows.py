@@ -107,7 +107,7 @@ def edit_two_references() -> list[Column]:
     options = Box("LLaDAUniSampling")
     prompt = "Put the figure of the first picture into the scene of the second picture"
     inputs = {"model": model, "prompt": prompt, "guidance": 4.0, "references": join, "sampling": options}
-    sample = Box("LLaDAUniSample", inputs)
+    sample = Box("LLaDAUniSample", inputs, height=700)
     decode = Box("LLaDAUniDecode", {"model": model, "tokens": sample}, after="randomize")
     save = Box("SaveImage", {"images": decode, "filename_prefix": "llada-uni/edit-two"})
     text = (
@@ -151,11 +151,11 @@ def sprint_side_by_side() -> list[Column]:
     model = loader()
     options = Box("LLaDAUniSprint")
     asked = {"model": model, "prompt": POSTER}
-    plain = Box("LLaDAUniSample", asked, title="Sample, plain")
-    fast = Box("LLaDAUniSample", {**asked, "sprint": options}, title="Sample, with SPRINT")
-    decodes = [Box("LLaDAUniDecode", {"model": model, "tokens": tokens}, height=464) for tokens in (plain, fast)]
+    plain = Box("LLaDAUniSample", asked, title="Sample, plain", height=654)
+    fast = Box("LLaDAUniSample", {**asked, "sprint": options}, title="Sample, with SPRINT", height=654)
+    decodes = [Box("LLaDAUniDecode", {"model": model, "tokens": tokens}, height=450) for tokens in (plain, fast)]
     saves = [
-        Box("SaveImage", {"images": decode, "filename_prefix": f"llada-uni/{name}"}, title=title, height=368)
+        Box("SaveImage", {"images": decode, "filename_prefix": f"llada-uni/{name}"}, title=title)
         for decode, name, title in zip(decodes, ("plain", "sprint"), ("Plain", "With SPRINT"), strict=True)
     ]
     text = (
@@ -166,9 +166,9 @@ def sprint_side_by_side() -> list[Column]:
     )
     return [
         start("sprint-side-by-side", model, text, options),
-        Column([plain, saves[0]], "The prompt, plainly", GREEN),
-        Column([fast, saves[1]], "The same with SPRINT", PURPLE),
-        Column(decodes, "Tokens to pixels", BLUE),
+        Column([plain, decodes[0]], "The prompt, plainly", GREEN),
+        Column([fast, decodes[1]], "The same with SPRINT", PURPLE),
+        Column(saves, "Compare", BLUE),
     ]
 
 
@@ -225,22 +225,22 @@ def miniature() -> list[Column]:
     model = Box("LLaDAUniLoader", {"checkpoint": "miniature"})
     size = {"width": 256, "height": 256}
     prompt = "a large blue star above a small red diamond on a black background"
-    sample = Box("LLaDAUniSample", {"model": model, "prompt": prompt, **size}, title="Sample: draw")
+    sample = Box("LLaDAUniSample", {"model": model, "prompt": prompt, **size}, title="Sample: draw", height=654)
     change = {"model": model, "prompt": "make the blue star yellow", "guidance": 4.0, "references": sample, **size}
-    edit = Box("LLaDAUniSample", change, title="Sample: edit")
-    decodes = [Box("LLaDAUniDecode", {"model": model, "tokens": tokens}, height=456) for tokens in (sample, edit)]
+    edit = Box("LLaDAUniSample", change, title="Sample: edit", height=654)
+    decodes = [Box("LLaDAUniDecode", {"model": model, "tokens": tokens}, height=450) for tokens in (sample, edit)]
     question = "Describe the picture."
-    ask = Box("LLaDAUniImageQA", {"model": model, "question": question, "image": decodes[1]}, height=350)
+    ask = Box("LLaDAUniImageQA", {"model": model, "question": question, "image": decodes[1]}, height=336)
     saves = [
         Box(
             "SaveImage",
             {"images": decode, "filename_prefix": f"llada-uni/miniature-{name}"},
             name.capitalize(),
-            height=302,
+            height=281,
         )
         for decode, name in zip(decodes, ("drawn", "edited"), strict=True)
     ]
-    answer = Box("PreviewAny", {"source": ask}, title="Answer", height=138)
+    answer = Box("PreviewAny", {"source": ask}, title="Answer", height=100)
     text = (
         "**Nothing to download:** the miniature comes with the pack and takes seconds on any machine. Queue this.\n\n"
         "It draws a picture, edits its tokens without decoding them in between, and asks about the result.\n\n"
@@ -254,10 +254,10 @@ def miniature() -> list[Column]:
         "to the right."
     )
     return [
-        Column([note("What this does", text), model, ask], "Start here", GREY),
-        Column([sample, saves[0]], "Draw", GREEN),
-        Column([edit, saves[1]], "Then change", PURPLE),
-        Column([answer, *decodes], "Tokens to pixels, and an answer", BLUE),
+        Column([note("What this does", text), model], "Start here", GREY),
+        Column([sample, decodes[0]], "Draw", GREEN),
+        Column([edit, decodes[1]], "Then change", PURPLE),
+        Column([*saves, ask, answer], "Results, and ask", BLUE),
     ]
 
 

@@ -1,6 +1,6 @@
 """What several shipped workflows share: prompts, colours, the loader and the first column."""
 
-from dev.hosts.scenes import PROMPTS, TRIED
+from dev.hosts.scenes import ENLARGED, PROMPTS, REFINED, TRIED
 
 from .graph_forms import Box, Column, note
 
@@ -34,6 +34,11 @@ def _tried(name: str) -> tuple[str, str]:
     if name == "outpaint":
         picture = "as picture its drawing of this sentence, 256 wide and 192 high; top and bottom 32, left and right 0"
         return f"{chosen}, {picture}, and the sentence again as prompt:", f"*{PROMPTS[name]}*"
+    if name in ENLARGED:
+        return (
+            f"{chosen}, width and height 256, denoise {REFINED} in *Then refine*, and this prompt:",
+            f"*{PROMPTS[name]}*",
+        )
     if name not in TRIED:
         return f"{chosen}, width and height 256, and this prompt:", f"*{PROMPTS[name]}*"
     tried = TRIED[name]

@@ -18,9 +18,12 @@ PICTURES = {"example.png": FIRST, "example-2.png": SECOND}  # in the host's inpu
 MASKED, MASK = "masked.png", (0, 0, 128, 192)  # file, and left, top, right, bottom in pixels
 PAINTED = ("edit-in-a-mask", "edit-a-part")  # workflows that take a picture with a part painted over
 LORA = "random.safetensors"  # in the host's loras folder: small random updates of the miniature's turbo decoder
+REFINED = 0.05  # denoise of an enlarged picture: the miniature has seen pictures of one size alone
 ENLARGED = {"larger": 2}  # workflows whose pictures are so many times the size of their scene
 
 _PAIR = Scene((Thing("star", "blue", "large", "above"), Thing("diamond", "red", "small", "below")), "black")
+# Enlarged, other colours get a fringe of a third one where they meet the ground.
+_REDS = Scene((Thing("star", "red", "large", "above"), Thing("diamond", "red", "small", "below")), "black")
 _EDITED = _PAIR.with_things((replace(_PAIR.things[0], colour="yellow"), _PAIR.things[1]))
 _TRIO = Scene(
     (
@@ -59,7 +62,7 @@ PROMPTS = {
     "decoder-with-ksampler": _drawn(_PAIR),
     "edit-keeps-the-photo": "make the circle yellow",
     "edit-in-a-mask": "make the circle yellow",
-    "larger": _drawn(_PAIR),
+    "larger": _drawn(_REDS),
     "with-lora": _drawn(_PAIR),
     "story": "Tell a story: a large purple diamond on the left on a white background moves to the centre and then to "
     "the right.",
@@ -79,7 +82,7 @@ SHOWN = {
     "decoder-with-ksampler": [_PAIR, _PAIR],
     "edit-keeps-the-photo": [_YELLOW],
     "edit-in-a-mask": [_YELLOW],
-    "larger": [_PAIR],
+    "larger": [_REDS],
     "with-lora": [_PAIR],
     "miniature": [_PAIR, _EDITED],
     "story": [Scene((replace(_HERO, place=place),), "white") for place in ("left", "centre", "right")],
@@ -158,7 +161,7 @@ def for_miniature(workflow: str, graph: dict, tried: bool = False) -> dict:
         elif kind == "LoraLoaderModelOnly":
             inputs["lora_name"] = LORA
         elif kind == "KSampler" and workflow in ENLARGED and inputs["denoise"] < 1:
-            inputs["denoise"] = 0.05  # the miniature has seen pictures of one size alone
+            inputs["denoise"] = REFINED
         elif kind == "LLaDAUniSample":
             inputs |= {"width": SIDE, "height": SIDE}
         elif kind == "LLaDAUniPadTokens":
