@@ -92,10 +92,10 @@ class Canvas:
         return seen
 
     def select(self, kind: str) -> None:
-        """Select a node of a class."""
+        """Select a node of a class, in the middle of the screen: its tools would else lie under the bar at the top."""
         self.page.evaluate(
-            """kind => { app.canvas.selectNode(app.graph._nodes.find(n => n.type === kind));
-                 app.canvas.setDirty(true, true); }""",
+            """kind => { const node = app.graph._nodes.find(n => n.type === kind);
+                 app.canvas.centerOnNode(node); app.canvas.selectNode(node); app.canvas.setDirty(true, true); }""",
             kind,
         )
 
