@@ -71,7 +71,8 @@ def test_a_small_card_keeps_the_large_layers_of_every_component_away(report):
 
 def test_the_engine_is_told_whether_weights_stay_on_the_device(report):
     assert report["there when whole"] == [True] * 6
-    assert report["there in part"] == [False] * 6
+    assert report["said to be there"] == report["only a table away"]
+    assert set(report["only a table away"]) <= {"sigvq"}
     assert ["not all of the backbone stays on the device" in text for text in report["said in part"]] == [True]
 
 
