@@ -268,51 +268,45 @@ APART = """() => {
 }"""
 
 
-@pytest.mark.parametrize("newer", [False, True], ids=["classic", "nodes-2.0"])
-def test_nothing_lies_over_a_node_in_either_look(canvas, comfyui, newer):
-    if newer and not (comfyui / "app" / "subgraph_manager.py").exists():
+@pytest.fixture(params=[False, True], ids=["classic", "nodes-2.0"])
+def look(canvas, comfyui, request):
+    """Which of the front end's looks is on, "classic" or "newer", on a screen of 1600 x 1000."""
+    if request.param and not (comfyui / "app" / "subgraph_manager.py").exists():
         pytest.skip("the newer look of this front end was unfinished")
     canvas.page.set_viewport_size({"width": 1600, "height": 1000})
-    canvas.page.evaluate(KNOWN_SETTING, ["Comfy.VueNodes.Enabled", newer])
+    canvas.page.evaluate(KNOWN_SETTING, ["Comfy.VueNodes.Enabled", request.param])
     canvas.page.evaluate(KNOWN_SETTING, ["Comfy.RightSidePanel.IsOpen", False])  # other tests open it
-    try:
-        canvas.page.wait_for_timeout(500)
-        canvas.page.reload()
-        canvas.wait()
-        for name in NAMES:
-            if needs_zimage(json.loads((GRAPHS / f"{name}.json").read_text())) and not knows_zimage(comfyui):
-                continue
-            graph = json.loads((GRAPHS.parent / f"{name}.json").read_text())
-            canvas.page.evaluate("graph => app.loadGraphData(graph, true, true, null)", graph)
-            canvas.page.wait_for_timeout(1500)
-            canvas.shot(f"{'newer' if newer else 'classic'}-{name}")
-            assert canvas.page.evaluate(APART) == [], name
-    finally:
-        canvas.page.evaluate(KNOWN_SETTING, ["Comfy.VueNodes.Enabled", False])
+    canvas.page.wait_for_timeout(500)
+    canvas.page.reload()
+    canvas.wait()
+    yield "newer" if request.param else "classic"
+    canvas.page.evaluate(KNOWN_SETTING, ["Comfy.VueNodes.Enabled", False])
 
 
-@pytest.mark.parametrize("newer", [False, True], ids=["classic", "nodes-2.0"])
-def test_nothing_lies_over_a_node_after_a_run(canvas, comfyui, newer):
-    """Pictures, lines and live previews that nodes show have their room in the template."""
-    if newer and not (comfyui / "app" / "subgraph_manager.py").exists():
-        pytest.skip("the newer look of this front end was unfinished")
-    canvas.page.set_viewport_size({"width": 1600, "height": 1000})
-    canvas.page.evaluate(KNOWN_SETTING, ["Comfy.VueNodes.Enabled", newer])
-    canvas.page.evaluate(KNOWN_SETTING, ["Comfy.RightSidePanel.IsOpen", False])  # other tests open it
-    try:
-        canvas.page.wait_for_timeout(500)
-        canvas.page.reload()
-        canvas.wait()
-        graph = json.loads((GRAPHS.parent / "miniature.json").read_text())
-        canvas.page.evaluate("graph => app.loadGraphData(graph, true, true, null)", graph)
-        canvas.page.wait_for_timeout(1500)
-        canvas.run()
-        canvas.page.wait_for_timeout(1000)
-        canvas.shot(f"after-{'newer' if newer else 'classic'}")
-        assert canvas.page.evaluate(APART) == []
-        assert canvas.page.evaluate("app.canvas.ds.scale") > 0.572  # below it the classic canvas leaves text out
-    finally:
-        canvas.page.evaluate(KNOWN_SETTING, ["Comfy.VueNodes.Enabled", False])
+def load(canvas, name: str) -> None:
+    """Put a shipped workflow on the canvas."""
+    graph = json.loads((GRAPHS.parent / f"{name}.json").read_text())
+    canvas.page.evaluate("graph => app.loadGraphData(graph, true, true, null)", graph)
+    canvas.page.wait_for_timeout(1500)
+
+
+def test_nothing_lies_over_a_node_in_either_look(canvas, comfyui, look):
+    for name in NAMES:
+        if needs_zimage(json.loads((GRAPHS / f"{name}.json").read_text())) and not knows_zimage(comfyui):
+            continue
+        load(canvas, name)
+        canvas.shot(f"{look}-{name}")
+        assert canvas.page.evaluate(APART) == [], name
+
+
+def test_nothing_lies_over_a_node_after_a_run(canvas, look):
+    """Pictures and lines that nodes show have their room in the template; the server sends no live previews."""
+    load(canvas, "miniature")
+    canvas.run()
+    canvas.page.wait_for_timeout(1000)
+    canvas.shot(f"after-{look}")
+    assert canvas.page.evaluate(APART) == []
+    assert canvas.page.evaluate("app.canvas.ds.scale") > 0.572  # below it the classic canvas leaves text out
 
 
 def test_a_blueprint_is_one_node_that_draws(canvas, comfyui):
