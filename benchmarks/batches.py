@@ -7,13 +7,15 @@ a block of 32; a question is about a picture of 2,500 tokens, its answer 64 toke
 are of the second run, as in a host that goes on drawing: graphs are there where they fit what is kept. Peaks are of the
 first run, weights aside, graphs not counted. *Equal to alone*: whether the first picture of a batch has the tokens that
 it has alone; products of other sizes are rounded otherwise in bfloat16, and random weights have nearly equal
-predictions to exchange.
+predictions to exchange. Of the questions it also says what their time goes to (`phases`), and what encoding their
+pictures takes besides; the tower of SigLIP-VQ has random weights too.
 
     python -m benchmarks.batches [--pictures 1 4 8 16] [--questions 16] [--weights 4-bit] [--json FILE]
     python -m benchmarks.batches --tiny          the same path on the CPU with small sizes, in seconds
 """
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,8 +33,10 @@ from llada_core.quantization.modules import StoredWeight, apply_formats
 from llada_core.sampling.batch import Sample
 from llada_core.sampling.block_diffusion import GenerationConfig, Output, generate, prepare
 from llada_core.sampling.working_bytes import working_bytes
+from llada_core.vision.siglip_vq import build
 
-from .random_folder import LONG, SHORT
+from .phases import Phases, Watch
+from .random_folder import LONG, SHORT, Vision, tokenizer_config
 from .support import add_json, load_oracle, released_backbone, show
 
 GRID, SEEN, ANSWER = 32 * 32, 50 * 50, 64  # tokens of a picture drawn, of one asked about, of an answer
@@ -100,19 +104,30 @@ class Bench:
         """Ids of a prompt, other ones for each seed."""
         return [(7 * i + 13 * seed) % self.mask for i in range(count)]
 
-    def fill(self, samples: Sequence[Sample], config: GenerationConfig) -> tuple[list[Output], float, float]:
-        """What samples side by side give, seconds, and the peak of memory above what lay there, in GB."""
+    def fill(
+        self, samples: Sequence[Sample], config: GenerationConfig, phases: Phases | None = None
+    ) -> tuple[list[Output], float, float]:
+        """What samples side by side give, seconds, and the peak of memory above what lay there, in GB.
+
+        phases: take what the time went to.
+        """
         cuda = self.device.type == "cuda"
         before = torch.cuda.memory_allocated() if cuda else 0
         if cuda:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
         began = time.perf_counter()
-        runner, batch = prepare(self.backbone, samples, config, self.mask, self.device, self.dtype, store=self.store)
-        outputs = generate(runner, batch, config)
-        runner.finish()
+        watch = Watch(self.backbone, phases or Phases())
+        with watch.counting():
+            runner, batch = prepare(
+                self.backbone, samples, config, self.mask, self.device, self.dtype, store=self.store
+            )
+            watch.prepared()
+            outputs = generate(runner, batch, config, watch.on_round)
+            runner.finish()
         if cuda:
             torch.cuda.synchronize()
+        watch.over()
         seconds = time.perf_counter() - began
         return outputs, seconds, (torch.cuda.max_memory_allocated() - before) / 1e9 if cuda else 0.0
 
@@ -182,30 +197,57 @@ class Bench:
             picture = [offset + (31 * at + i) % codes for i in range(seen)]
             question = self.text(20 + at * longer, at * longer)
             made.append(Sample([[*self.text(30, 0), *picture, *question]], [self.mask] * answer))
-        _, _, peak = self.fill(made, config)
-        _, together, _ = self.fill(made, config)
+        _, first, peak = self.fill(made, config)
+        at_once, in_turn = Phases(), Phases()
+        _, together, _ = self.fill(made, config, at_once)
         self.note(f"{count} {name} at once, s", together)
+        self.note(f"{count} {name} at once for the first time, graphs made, s", first)
         self.note(f"{count} {name} at once, peak GB of {self.asked(made, config):.2f} asked for", peak)
         self.fill(made[:1], config)
-        apart = sum(self.fill([one], config)[1] for one in made)
+        apart = sum(self.fill([one], config, in_turn)[1] for one in made)
         self.note(f"{count} {name} one after the other, s", apart)
         self.note(f"{count} {name}, times as fast at once", apart / together)
+        for way, phases in (("at once", at_once), ("one after the other", in_turn)):
+            for phase, value in phases.figures().items():
+                self.note(f"{count} {name} {way}: {phase}", value)
+
+    def encode(self, count: int, side: int, sizes: Vision) -> None:
+        """What encoding so many pictures takes, the same at once and one after the other: the tower runs one at a time.
+
+        Args:
+            side: patches of a picture each way.
+            sizes: of the tower, filled with random weights.
+        """
+        codes = self.backbone.config.vocab_size - self.backbone.config.image_token_offset
+        config = tokenizer_config(sizes, codes)
+        tokenizer = build(config).to(self.dtype).to_empty(device=self.device).requires_grad_(False)
+        for parameter in tokenizer.parameters():
+            parameter.normal_(0, max(parameter[0].numel(), 1) ** -0.5)
+        pixels = torch.randn(3, 16 * side, 16 * side)
+        tokenizer.encode(pixels)
+        began = time.perf_counter()
+        for _ in range(count):
+            tokenizer.encode(pixels)
+        seconds = time.perf_counter() - began
+        self.note(f"{count} pictures of {side} x {side} patches to tokens, resizing aside, s", seconds)
 
 
 @torch.no_grad()
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, nargs="+", default=[1, 4, 8, 16], help="sizes of batches, 1 first")
+    parser.add_argument("--pictures", type=int, nargs="*", default=[1, 4, 8, 16], help="sizes of batches, 1 first")
     parser.add_argument("--questions", type=int, default=16)
     parser.add_argument("--weights", choices=WEIGHTS, default=WEIGHTS[0])
     parser.add_argument("--tiny", action="store_true", help="small sizes on the CPU")
     add_json(parser)
     options = parser.parse_args()
     if options.tiny:
-        device, dtype, config, sizes = torch.device("cpu"), torch.float32, load_oracle().tiny_config(), (40, 50, 8)
+        device, dtype, config, sizes = torch.device("cpu"), torch.float32, load_oracle().tiny_config(), (40, 64, 8)
+        tower = Vision(2, 32, 2, 64, 64, 16)
     elif torch.cuda.is_available():
         device, dtype, config, sizes = torch.device("cuda"), torch.bfloat16, released_backbone(), (GRID, SEEN, ANSWER)
+        tower = Vision()
     else:
         print("no GPU at hand")
         return
@@ -213,9 +255,11 @@ def main() -> None:
     bench = Bench(even_backbone(config, device, dtype, options.weights), device, dtype, options.json)
     for tokens in (64, 512):
         bench.note(f"experts hit by {tokens} tokens", bench.hits(tokens))
-    bench.pictures(options.pictures, grid)
+    if options.pictures:
+        bench.pictures(options.pictures, grid)
     bench.questions(options.questions, seen, answer, "times the same question", 0)
     bench.questions(options.questions, seen, answer, "questions of other lengths", 1)
+    bench.encode(options.questions, math.isqrt(seen), tower)
     show(f"Batches, {device.type}, {dtype}, weights {options.weights}", bench.figures, options.json)
 
 

@@ -139,6 +139,20 @@ def backbone_files(config: BackboneConfig, form: Format | None = None) -> Iterat
     yield from files.items()
 
 
+def read(name: str) -> dict:
+    """The configuration of a part of the golden checkpoint."""
+    return json.loads((GOLDEN / name / "config.json").read_text())
+
+
+def tokenizer_config(vision: Vision, codes: int) -> dict:
+    """The configuration of SigLIP-VQ in these sizes."""
+    seen, fields = read("image_tokenizer"), asdict(vision)
+    embed_dim = fields.pop("embed_dim")
+    seen["vision_config"] |= fields
+    seen["vq_config"] |= {"num_embeddings": codes, "embed_dim": embed_dim, "latent_channels": vision.hidden_size}
+    return seen
+
+
 def pixel_files(
     target: Path, sizes: Sizes, vision: Vision, codes: int, form: Format | None
 ) -> Mapping[str, dict[str, Tensor]]:
@@ -149,15 +163,8 @@ def pixel_files(
 
     from llada_core.decoder.transformer import SemanticDecoder
 
-    def read(name: str) -> dict:
-        return json.loads((GOLDEN / name / "config.json").read_text())
-
     shutil.copy(GOLDEN / "image_tokenizer" / "preprocessor_config.json", target / "image_tokenizer")
-    seen = read("image_tokenizer")
-    fields = asdict(vision)
-    embed_dim = fields.pop("embed_dim")
-    seen["vision_config"] |= fields
-    seen["vq_config"] |= {"num_embeddings": codes, "embed_dim": embed_dim, "latent_channels": vision.hidden_size}
+    seen = tokenizer_config(vision, codes)
     decoder = read("decoder-turbo") | {"axes_dims": [32, 48, 48]} | sizes.decoder | {"cap_feat_dim": sizes.features}
     vae = read("vae") | {name: list(v) if isinstance(v, tuple) else v for name, v in sizes.vae.items()}
     for name, config in (("image_tokenizer", seen), ("decoder-turbo", decoder), ("vae", vae)):

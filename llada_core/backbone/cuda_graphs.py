@@ -274,9 +274,18 @@ class GraphStore:
         """What was kept of these shapes; it is the caller's until it is given back."""
         return self._kept.pop(key, None)
 
+    def has(self, key: Hashable) -> bool:
+        """Whether something of these shapes is kept."""
+        return key in self._kept
+
     def most(self, device: torch.device) -> int:
         """Bytes that may be kept."""
         return kept_bytes(device) if self._most is None else self._most
+
+    def touch(self, key: Hashable) -> None:
+        """Count what is kept of these shapes as just used: a batch like the one that ends begins with all its rows."""
+        if key in self._kept:
+            self._kept[key] = self._kept.pop(key)
 
     def give(self, key: Hashable, runner: CUDAGraphRunner) -> None:
         """Keep a runner, and let go of others where all is too much."""

@@ -17,6 +17,7 @@ PREFILL = 1024  # positions of a prompt run at once, with few rows: bounds the m
 FEW_ROWS = 8  # more of them run fewer positions at once
 STORED = 512  # a cache that graphs use is a multiple of it long
 TOGETHER = 3  # a round runs two blocks of each row where one row in so many has the first of them to be cached
+PADDING = 1024  # positions of padding that a pass runs to save another: about what takes as long as starting kernels
 SCORED = 384  # positions of all rows whose full-vocabulary logits are held at once
 
 AnyCache = PrefixCache | RowsOfCache | IndexedCache | PrunedPrefix
@@ -76,7 +77,7 @@ class CachedRunner:
         self._store = store
         # A cache for graphs is a little longer, so that prompts of other lengths find it again.
         stored = capacity + -capacity % STORED if store is not None else capacity
-        self._key = (len(pads), stored, block_length, dtype, attend, scored, key)
+        self._key = self._began_as = (len(pads), stored, block_length, dtype, attend, scored, key)
         kept = store.take(self._key) if store is not None else None
         self.rounds = kept or self._rounds_over(self._new_cache(), then)
         self._over = [False] * len(self._pads)
@@ -152,15 +153,25 @@ class CachedRunner:
     def catch_up(self, ids: torch.Tensor, ends: int | Sequence[int]) -> None:
         """Cache the final positions before `ends`, one for all rows or one of each, multiples of the block.
 
-        Rows that are further than others wait for them.
+        Rows that are further than others wait for them. Where what they have is no more than padding, they run a little
+        of it along, so that prompts of many lengths take few passes.
         """
         ends = [ends] * len(self._pads) if isinstance(ends, int) else ends
         while behind := [row for row, end in enumerate(ends) if self.cached[row] < end]:
-            begin = min(self.cached[row] for row in behind)
-            rows = [row for row in behind if self.cached[row] == begin]
-            next_places = [self.cached[row] for row in behind if self.cached[row] > begin] + [ends[row] for row in rows]
-            end = min(begin + prefill_positions(len(rows), self.block_length), *next_places)
-            self._run(ids, end, begin, end, rows)
+            behind.sort(key=self.cached.__getitem__)
+            begin, spare = self.cached[behind[0]], PADDING
+            most = prefill_positions(len(behind), self.block_length)
+            rows, places = [], []
+            for row in behind:
+                more = self.cached[row] - begin
+                if not more or (more <= min(spare, most - 1) and self.cached[row] <= self._pads[row]):
+                    spare -= more
+                    rows.append(row)
+                else:
+                    places.append(self.cached[row])
+            most = prefill_positions(len(rows), self.block_length)
+            end = min(begin + most, *places, *(ends[row] for row in rows))
+            self._run(ids, end, begin, end, sorted(rows))
 
     def retire(self, rows: Sequence[int]) -> None:
         """These rows are over. They run along until `keep`, but nothing is cached of them any more."""
@@ -223,6 +234,10 @@ class CachedRunner:
             kept = PrunedPrefix(self.cache, positions, self.block_length)
             self._gathered = begins, kept, None if bool(mask.all()) else mask[:, None, None]
 
+    def has_graphs(self, rows: int, key: Hashable) -> bool:
+        """Whether `keep` of so many rows would find graphs that were made before."""
+        return self._store is not None and self._store.has((rows, *self._key[1:-1], key))
+
     def keep(self, rows: list[int], then: Callable[[], Then] | None = None, key: Hashable = None) -> None:
         """Go on with some of the rows, in the order given; `then` and `key` are for their number.
 
@@ -254,6 +269,7 @@ class CachedRunner:
     def finish(self) -> None:
         """Leave the graphs to the next runner of these shapes."""
         if self._store is not None and self.rounds.sizes:
+            self._store.touch(self._began_as)
             self._store.give(self._key, self.rounds)
 
     def close(self) -> None:

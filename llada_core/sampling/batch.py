@@ -153,6 +153,10 @@ class Batch:
             if not track.done:
                 track.start, track.step = track.start + self.block_length, 0
 
+    def rounds_ahead(self, track: Track, steps: int) -> int:
+        """Rounds that a sample that is going may still take, at most."""
+        return -(-(track.end - track.start) // self.block_length) * steps - track.step
+
     def _open(self, track: Track, stops: frozenset[int]) -> bool:
         """Whether something that was asked for is masked in a sample's block."""
         if self._end_of_text(track, stops) is not None:

@@ -24,6 +24,10 @@ from .unmasker import Unmasker
 OnRound = Callable[[int, int], None]
 Value = TypeVar("Value")
 
+# Rounds for which graphs are made when samples leave a batch. They take a tenth of a second and more to make; half the
+# rows take some 3 ms off a round of the released model.
+WORTH_GRAPHS = 64
+
 
 @dataclass(frozen=True)
 class GenerationConfig:
@@ -85,9 +89,13 @@ def prepare(
     return runner, batch
 
 
-def following(backbone: Backbone, batch: Batch, config: GenerationConfig) -> tuple[Callable[[], Unmasker], Hashable]:
-    """What follows the backbone in each round of a batch, to be made, and what it is made of."""
-    samples, branches = batch.pads.shape
+def following(
+    backbone: Backbone, batch: Batch, config: GenerationConfig, samples: int | None = None
+) -> tuple[Callable[[], Unmasker], Hashable]:
+    """What follows the backbone in each round of a batch, or of so many of its samples, to be made, and what it is made
+    of."""
+    branches = batch.pads.shape[1]
+    samples = len(batch.pads) if samples is None else samples
     sampling = replace(
         config.sampling, steps=None, thinking_steps=1, thinking_length=1
     )  # which a round knows nothing of
@@ -206,16 +214,19 @@ def leave(runner: CachedRunner, batch: Batch, config: GenerationConfig) -> bool:
     """Take samples that are done out of the batch; whether any was taken.
 
     Where rounds are graphs only when half of them are: graphs are for a number of rows, and new ones cost more than
-    some rows.
+    some rows. They also cost more than a few rounds with those for all, so where no graphs are kept for so few samples,
+    there must be a longer way to go.
     """
     left = [at for at, track in enumerate(batch.tracks) if not track.done]
-    most = len(batch.tracks) // 2 if runner.rounds.sizes else len(batch.tracks) - 1
-    if len(left) > most:
+    graphs, branches = bool(runner.rounds.sizes), batch.pads.shape[1]
+    if len(left) > (len(batch.tracks) // 2 if graphs else len(batch.tracks) - 1):
         return False
-    branches = batch.pads.shape[1]
+    then, key = following(runner.backbone, batch, config, len(left))
+    ahead = max(batch.rounds_ahead(batch.tracks[at], config.steps) for at in left)
+    if graphs and ahead < WORTH_GRAPHS and not runner.has_graphs(len(left) * branches, key):
+        return False
     batch.keep(left)
-    rows = [at * branches + branch for at in left for branch in range(branches)]
-    runner.keep(rows, *following(runner.backbone, batch, config))
+    runner.keep([at * branches + branch for at in left for branch in range(branches)], then, key)
     return True
 
 

@@ -62,7 +62,7 @@ class Unmasker:
         self._best = branches == 1 and sampling.temperature == 0 and kind == "low_confidence"
         most = LOGITS
         if self._best and head.kernels.usable(torch.empty(0, device=device)):
-            most = 2 * LOGITS  # which nothing but the head makes a tensor of
+            most = 4 * LOGITS  # of which nothing but the head makes a tensor: 16 texts of the release at once
         self._at_once = max(most // (block * width), 1)  # samples
 
     def __call__(self, hidden: torch.Tensor) -> None:

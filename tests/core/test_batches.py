@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from llada_core.backbone import runner as runners
 from llada_core.backbone.cuda_graphs import GraphStore
 from llada_core.options import Guidance, Sampling, Sprint
-from llada_core.sampling import unmasker
+from llada_core.sampling import block_diffusion, unmasker
 from llada_core.sampling.batch import Batch, Sample
 from llada_core.sampling.block_diffusion import GenerationConfig, Output, generate, prepare
 
@@ -26,6 +26,12 @@ def partly_given(seed: int, count: int, share: float) -> list[int]:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(IMAGES, VOCABULARY, (count,), generator=generator)
     return ids.masked_fill(torch.rand(count, generator=generator) >= share, MASK).tolist()
+
+
+@pytest.fixture(autouse=True)
+def graphs_are_always_worth_it(monkeypatch):
+    """So that small batches go on with graphs for fewer rows."""
+    monkeypatch.setattr(block_diffusion, "WORTH_GRAPHS", 1)
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +152,28 @@ def test_logits_of_a_few_samples_at_a_time_change_nothing(tiny, monkeypatch):
     expected = together(tiny, samples, config)
     monkeypatch.setattr(unmasker, "LOGITS", 2 * 32 * (VOCABULARY - IMAGES))
     assert together(tiny, samples, config) == expected
+
+
+def test_prompts_of_many_lengths_take_few_passes(tiny, monkeypatch):
+    """Sixteen, one two blocks longer than another: before the last 512 positions eight of them begin."""
+    lengths, config = [40 + 64 * at for at in range(16)], GenerationConfig(1, 0, IMAGES, sampling=Sampling())
+    samples = [([random_ids(at, length)], [MASK] * 8) for at, length in enumerate(lengths)]
+    ran, forward = [], type(tiny).forward
+
+    def counting(self, ids, *rest):
+        ran.append(ids.numel())
+        return forward(self, ids, *rest)
+
+    monkeypatch.setattr(type(tiny), "forward", counting)
+    found = together(tiny, samples, config)
+    assert len(ran) == 3  # the last of them is the round
+    few = sum(ran)
+    monkeypatch.setattr(runners, "PADDING", 0)
+    ran.clear()
+    assert together(tiny, samples, config) == found
+    assert len(ran) == 9
+    assert sum(ran) < few <= sum(ran) + 2 * 1024
+    assert [together(tiny, [sample], config)[0] for sample in samples] == found
 
 
 def test_samples_that_are_done_leave_the_batch(tiny):

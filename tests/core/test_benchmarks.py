@@ -67,6 +67,12 @@ def test_batches(run):
     assert figures["3 pictures, equal to alone"] == "yes"
     assert figures["3 pictures, times as long as one"] > 0
     assert figures["2 questions of other lengths, times as fast at once"] > 0
+    seconds = ("prepared, s", "prefix and first round, s", "rounds after it, s", "the end, s")
+    for name in ("2 questions of other lengths at once", "2 questions of other lengths one after the other"):
+        assert sum(figures[f"{name}: {phase}"] for phase in seconds) == pytest.approx(figures[f"{name}, s"], rel=0.05)
+        eager, *graphs = figures[f"{name}: rounds kernel by kernel, warm-ups, captures, replays"].split()
+        assert 8 <= int(eager) <= 64
+        assert graphs == ["0", "0", "0"]
 
 
 def test_rounds(run, tmp_path):

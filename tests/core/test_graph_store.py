@@ -10,6 +10,7 @@ from llada_core.backbone.cuda_graphs import GraphStore
 from llada_core.engine import LLaDAUni
 from llada_core.options import Guidance, Sampling, Sprint
 from llada_core.placement import OneDevice, Placement
+from llada_core.sampling import block_diffusion
 from llada_core.sampling.batch import Sample
 from llada_core.sampling.block_diffusion import GenerationConfig, generate, prepare
 
@@ -103,8 +104,9 @@ def test_what_was_left_in_a_cache_changes_nothing(events, run, monkeypatch):
     assert found == [run(lengths, config, GraphStore(), 90) for lengths, config in works]
 
 
-def test_what_leaves_a_batch_leaves_its_graphs(tiny, events):
+def test_what_leaves_a_batch_leaves_its_graphs(tiny, events, monkeypatch):
     """A batch of which half is done goes on with graphs for fewer rows; the next batch finds those for all of them."""
+    monkeypatch.setattr(block_diffusion, "WORTH_GRAPHS", 1)
     samples = [Sample(prompts_of(30), [MASK] * count) for count in (10, 100, 40, 90)]
     store, found = GraphStore(), []
     for _ in range(3):  # what a batch uses once is captured in the next
@@ -122,6 +124,44 @@ def test_what_leaves_a_batch_leaves_its_graphs(tiny, events):
         runner.finish()
     assert events.count("reset") > 2
     assert little.bytes <= store.bytes // 20
+
+
+def test_graphs_for_fewer_rows_are_made_for_a_long_way_only(tiny, events, monkeypatch):
+    """Else a batch goes on with those for all of its rows, unless there are some for fewer."""
+    samples = [Sample(prompts_of(30), [MASK] * count) for count in (10, 100, 40, 90)]
+
+    def rows(worth: int, store: GraphStore) -> list[int]:
+        monkeypatch.setattr(block_diffusion, "WORTH_GRAPHS", worth)
+        seen = []
+        runner, batch = prepare(tiny, samples, drawing(), MASK, store=store)
+        generate(runner, batch, drawing(), lambda *_: seen.append(len(runner.pads)))
+        runner.finish()
+        return sorted(set(seen), reverse=True)
+
+    store = GraphStore()
+    assert rows(20, store) == [4]
+    assert rows(1, store) == [4, 2, 1]
+    assert rows(20, store) == [4, 2, 1]
+
+
+def test_graphs_for_all_of_a_batch_outlast_those_for_fewer(tiny, events, monkeypatch):
+    monkeypatch.setattr(block_diffusion, "WORTH_GRAPHS", 1)
+    samples = [Sample(prompts_of(30), [MASK] * count) for count in (10, 100, 40, 200, 20, 30, 15, 25)]
+
+    def run(store: GraphStore) -> None:
+        runner, batch = prepare(tiny, samples, drawing(), MASK, store=store)
+        generate(runner, batch, drawing())
+        runner.finish()
+
+    store = GraphStore()
+    run(store)
+    little = GraphStore(store.bytes - 1)
+    run(little)
+    assert "reset" in events
+    runner, _ = prepare(tiny, samples, drawing(), MASK, store=little)
+    events.clear()
+    assert runner.rounds.run(torch.zeros(8, 32, dtype=torch.int64), torch.zeros(8, 32), 32, None) is not None
+    assert events == ["replay"]
 
 
 def test_a_store_has_a_limit_and_drops_what_was_used_longest_ago(events, run):
