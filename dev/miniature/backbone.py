@@ -118,7 +118,7 @@ class BackboneStage(Stage):
     name = "backbone"
 
     def __init__(self, schedule: Schedule, world: World, folder: Path, device: torch.device, workers: int = 0):
-        self.schedule, self.world, self.sparse = schedule, world, device.type == "cuda"
+        self.schedule, self.world, self.sparse = schedule, world, False
         self.words = tokenizer.vocabulary(tokenizer.build(world), world.sizes)
         backbone = build(config(world.sizes, self.words.vocab_size, self.words.image_offset))
         self.module = with_help(backbone, world)
@@ -143,6 +143,14 @@ class BackboneStage(Stage):
     def _keep_early(self, module: nn.Module, _, out: tuple[torch.Tensor, torch.Tensor]) -> None:
         x, added = out  # the next layer's norm sums them
         self._early = x + added
+
+    def compile(self) -> None:
+        """Compile the layers, with FlexAttention in them: their hundreds of small kernels become a few dozen."""
+        self.sparse = True
+        layers = self.module["model"].layers
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(layers))
+        for layer in layers:
+            layer.compile(dynamic=False)
 
     def batch(self, step: int) -> dict[str, torch.Tensor]:
         """`packing.rows_of` for examples of the pool."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from llada_core import prompts
 from llada_core.image_tokens import ImageTokens
@@ -304,7 +304,7 @@ def rows_of(packed: Iterable[Packed], rows: int, length: int, end: int) -> dict[
 
 
 def sparsely_visible(batch: dict[str, torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """`visible` as an attention of the backbone that skips the squares in which nobody sees anybody, for a GPU."""
+    """`visible` as an attention of compiled layers that skips the squares in which nobody sees anybody, for a GPU."""
     owners, blocks, groups = (batch[name] for name in ("owners", "blocks", "groups"))
     rows, length = owners.shape
 
@@ -313,18 +313,18 @@ def sparsely_visible(batch: dict[str, torch.Tensor]) -> Callable[..., torch.Tens
         own = (groups[row, key] == groups[row, query]) & (blocks[row, key] == blocks[row, query])
         return (owners[row, key] == owners[row, query]) & (earlier | own)
 
-    squares = create_block_mask(sees, rows, None, length, length, device=owners.device)
+    squares = _squares()(sees, rows, None, length, length, device=owners.device)
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         q, k = q.to(v.dtype), k.to(v.dtype)
-        return _compiled()(q, k, v, block_mask=squares, enable_gqa=True)
+        return flex_attention(q, k, v, block_mask=squares, enable_gqa=True)
 
     return attend
 
 
 @cache
-def _compiled() -> Callable[..., torch.Tensor]:
-    return torch.compile(flex_attention, dynamic=False)
+def _squares() -> Callable[..., BlockMask]:
+    return torch.compile(create_block_mask, dynamic=False)  # as it stands, it writes the whole mask several times
 
 
 def visible(batch: dict[str, torch.Tensor]) -> torch.Tensor:

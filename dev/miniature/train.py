@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--world", choices=WORLDS, default="shapes")
     parser.add_argument("--start", type=Path, metavar="CHECKPOINT", help="begin with its VAE, of the same sizes")
     parser.add_argument("--more", action="store_true", help="go on with stages that had used up an earlier budget")
-    parser.add_argument("--whole-mask", action="store_true", help="do without FlexAttention, where it does not run")
+    parser.add_argument("--whole-mask", action="store_true", help="compile nothing, and do without FlexAttention")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--minutes", type=float, help="of all chosen stages together; without it, all their steps")
     parser.add_argument(
@@ -76,8 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
         schedule = replace(schedule, pool=min(schedule.pool, options.pool or schedule.pool))
         minutes = options.minutes and options.minutes * schedule.share / shares
         stage = make(name, world, options.out, schedule, device, workers, options.start)
-        if options.whole_mask and isinstance(stage, BackboneStage):
-            stage.sparse = False
+        if isinstance(stage, BackboneStage) and device.type == "cuda" and not options.whole_mask:
+            stage.compile()
         if options.deadline:
             # What is left is shared with the stages that follow; what the stage has had already is counted too.
             left = sum(schedules[other].share for other in options.stages if STAGES.index(other) >= STAGES.index(name))

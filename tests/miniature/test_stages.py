@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention.flex_attention import create_block_mask
 
 from dev.miniature import backbone, decoder, packing, pieces, tokenizer, vision
 from dev.miniature.examples import SHARES as TASKS
@@ -272,7 +272,7 @@ def test_skipping_empty_squares_computes_the_same(words):
     batch = rows_of([lay_out(one, words)] * 3, 2, 256, words.end)
     q, k, v = torch.randn(2, 4, 256, 32), torch.randn(2, 2, 256, 32), torch.randn(2, 2, 256, 32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "_compiled", lambda: flex_attention)
+        patch.setattr(packing, "_squares", lambda: create_block_mask)
         sparse = sparsely_visible(batch)(q, k, v, None)
     bias = attention_kernels.bias(visible(batch), 256, 2, q.dtype)
     torch.testing.assert_close(sparse, attention_kernels.sdpa(q, k, v, bias), rtol=1e-4, atol=1e-5)
