@@ -37,7 +37,7 @@ from llada_core.vision.siglip_vq import build
 
 from .phases import Phases, Watch
 from .random_folder import LONG, SHORT, Vision, tokenizer_config
-from .support import add_json, load_oracle, released_backbone, show
+from .support import add_json, load_oracle, released_backbone, show, write_figures
 
 GRID, SEEN, ANSWER = 32 * 32, 50 * 50, 64  # tokens of a picture drawn, of one asked about, of an answer
 STEPS, TEXT_STEPS = 8, 32
@@ -98,7 +98,7 @@ class Bench:
         self.figures[name] = value
         show(f"{time.strftime('%H:%M:%S')} ", {name: value}, None)
         if self.file is not None:
-            show("So far", self.figures, self.file)
+            write_figures("So far", self.figures, self.file)
 
     def text(self, count: int, seed: int) -> list[int]:
         """Ids of a prompt, other ones for each seed."""
@@ -255,10 +255,10 @@ def main() -> None:
     bench = Bench(even_backbone(config, device, dtype, options.weights), device, dtype, options.json)
     for tokens in (64, 512):
         bench.note(f"experts hit by {tokens} tokens", bench.hits(tokens))
+    bench.questions(options.questions, seen, answer, "questions of other lengths", 1)
+    bench.questions(options.questions, seen, answer, "times the same question", 0)
     if options.pictures:
         bench.pictures(options.pictures, grid)
-    bench.questions(options.questions, seen, answer, "times the same question", 0)
-    bench.questions(options.questions, seen, answer, "questions of other lengths", 1)
     bench.encode(options.questions, math.isqrt(seen), tower)
     show(f"Batches, {device.type}, {dtype}, weights {options.weights}", bench.figures, options.json)
 

@@ -1,12 +1,16 @@
 """Requests a minute: python -m llada_core.batch with one worker and more, and the same requests in a ComfyUI's queue.
 
-For each number of workers: requests a minute, from the first results on and starting included; the time until every
-worker has given a result; the peak of memory of all processes, shared pages once; and the speed against so many times
-the first run's. With --kill the run of the most workers is done again, and one of them is killed in the middle. With
+For each number of workers: requests a minute, of every worker between its first results and its last, summed, and with
+starting and end included; the time until every worker has given a result; the peak of memory of all processes, shared
+pages once, and of the machine, with the pages that it keeps of files; and the speed against so many times the first
+run's. With --kill one run more is done with the most workers, and one of them is killed in the middle. With
 COMFYUI_PATH set, the same prompts go through a ComfyUI's queue, after one that loads the model.
 
+With --seconds a run is stopped as soon as every worker has given results for so long. Figures are printed, and written,
+after each run.
+
     python -m benchmarks.offline [--count 32] [--workers 1 2] [--kill] [--json FILE]
-    python -m benchmarks.offline --checkpoint FOLDER --size 1024 --workers 1 2 4 8    # on a machine with 8 GPUs
+    python -m benchmarks.offline --checkpoint FOLDER --size 1024 --count 2000 --seconds 60 --workers 1 2 4 8 --kill 100
 
 --placement prints where workers would go on machines of 1, 2, 4 and 8 GPUs, and starts nothing.
 """
@@ -25,14 +29,14 @@ from pathlib import Path
 
 import psutil
 
-from dev.hosts.server import ComfyServer, find_comfyui
 from llada_core.batch.devices import Machine, plan
 
-from .support import ROOT, add_json, show
+from .support import ROOT, add_json, show, write_figures
 
 MINIATURE = ROOT / "checkpoints" / "miniature"
 WORDS = (("small", "large"), ("red", "green", "blue", "yellow"), ("circle", "square", "triangle"), ("white", "black"))
 LIMIT = 1800  # seconds of a run
+BUNCH = 0.3  # seconds within which the results of a batch come
 
 
 def prompts(count: int) -> list[str]:
@@ -47,29 +51,55 @@ class Run:
 
     Attributes:
         seconds: all of it.
-        times: when each result came, since its start.
-        ready: when every worker had given one.
+        whole: whether it went to its end.
+        times: when each result came, since its start, by the worker that gave it.
         peak: bytes of all its processes, and of the workers alone.
+        machine: bytes in use in the machine at most, and kept of files.
+        killed: when a worker was killed.
         again: whether a batch was begun again.
     """
 
     seconds: float = 0.0
-    times: list[float] = field(default_factory=list)
-    ready: float = 0.0
+    whole: bool = True
+    times: dict[str, list[float]] = field(default_factory=dict)
     peak: tuple[int, int] = (0, 0)
+    machine: tuple[int, int] = (0, 0)
+    killed: float = 0.0
     again: bool = False
 
     @property
+    def results(self) -> int:
+        """How many came."""
+        return sum(map(len, self.times.values()))
+
+    @property
+    def ready(self) -> float:
+        """When every worker had given one."""
+        return max(times[0] for times in self.times.values())
+
+    @property
     def speed(self) -> float:
-        """Requests a minute from the first results on, which those are not counted for."""
-        later = [t for t in self.times if t > self.times[0] + 0.2]
-        return 60 * len(later) / (self.times[-1] - self.times[0]) if later else 0.0
+        """Requests a minute of each worker from its first results on, which are not counted, to its last, summed."""
+        total = 0.0
+        for times in self.times.values():
+            first = [t for t in times if t <= times[0] + BUNCH]
+            if len(times) > len(first):
+                total += 60 * (len(times) - len(first)) / (times[-1] - first[-1])
+        return total
+
+    def steady(self, workers: int) -> float:
+        """For how long all of so many workers have given results by now, seconds."""
+        if len(self.times) < workers:
+            return 0.0
+        return min(times[-1] - times[0] for times in self.times.values())
 
 
-def offline(workers: int, arguments: argparse.Namespace, folder: Path, kill: bool = False) -> Run:
-    """The requests through so many workers."""
+def offline(
+    workers: int, arguments: argparse.Namespace, folder: Path, count: int, seconds: float = 0.0, kill: bool = False
+) -> Run:
+    """The requests through so many workers; with `seconds` until all have given results for so long."""
     request = {"kind": "draw", "height": arguments.size, "width": arguments.size}
-    lines = [json.dumps({"id": f"r{i}", "prompt": text, **request}) for i, text in enumerate(prompts(arguments.count))]
+    lines = [json.dumps({"id": f"r{i}", "prompt": text, **request}) for i, text in enumerate(prompts(count))]
     folder.mkdir()
     (folder / "requests.jsonl").write_text("\n".join(lines), encoding="utf-8")
     command = [sys.executable, "-m", "llada_core.batch", str(folder / "requests.jsonl"), str(folder / "out")]
@@ -78,38 +108,41 @@ def offline(workers: int, arguments: argparse.Namespace, folder: Path, kill: boo
     began = time.monotonic()
     with (folder / "log").open("w") as log:
         program = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
-    run, seen, sampled = Run(), set(), 0.0
+    run, sampled, results = Run(), 0.0, folder / "out" / "results.jsonl"
     try:
-        while program.poll() is None and time.monotonic() - began < LIMIT:
+        while program.poll() is None and time.monotonic() - began < arguments.limit:
             time.sleep(0.05)
-            _look(folder / "out" / "results.jsonl", run, seen, began)
-            if len(seen) >= workers and not run.ready:
-                run.ready = run.times[-1]
+            _look(results, run, began)
             if time.monotonic() - sampled > 1:
                 sampled = time.monotonic()
                 run.peak = tuple(map(max, run.peak, _memory(program)))
-            if kill and len(run.times) >= arguments.count // 3:
-                kill = not _kill_busiest(program)
+                now = psutil.virtual_memory()
+                run.machine = tuple(map(max, run.machine, (now.used, now.cached)))
+            if kill and not run.killed and run.results >= count // 3 and _kill_busiest(program):
+                run.killed = time.monotonic() - began
+            if seconds and run.whole and run.steady(workers) > seconds:
+                run.whole = False
+                program.send_signal(signal.SIGINT)
     finally:
         program.kill()
     run.seconds = time.monotonic() - began
-    _look(folder / "out" / "results.jsonl", run, seen, began)
+    _look(results, run, began)
     said = (folder / "log").read_text()
-    if program.wait() or len(run.times) != arguments.count:
-        raise RuntimeError(f"{len(run.times)} of {arguments.count} results:\n{said[-3000:]}")
+    ended = program.wait()
+    if run.whole and (ended or run.results != count):
+        raise RuntimeError(f"{run.results} of {count} results:\n{said[-3000:]}")
     run.again = "run again" in said
     return run
 
 
-def _look(results: Path, run: Run, seen: set[str], began: float) -> None:
+def _look(results: Path, run: Run, began: float) -> None:
     """Note what has come since the last look."""
     whole = results.read_bytes().rpartition(b"\n")[0].splitlines() if results.exists() else []
-    for line in whole[len(run.times) :]:
+    for line in whole[run.results :]:
         record = json.loads(line)
         if record["outcome"] != "ok":
             raise RuntimeError(f"{record['id']}: {record['error']}")
-        seen.add(record["worker"])
-        run.times.append(time.monotonic() - began)
+        run.times.setdefault(record["worker"], []).append(time.monotonic() - began)
 
 
 def _workers(program: subprocess.Popen) -> list[psutil.Process]:
@@ -138,8 +171,11 @@ def _kill_busiest(program: subprocess.Popen) -> bool:
     return bool(found)
 
 
-def queued(comfyui: Path, arguments: argparse.Namespace, folder: Path) -> float:
+def queued(arguments: argparse.Namespace, folder: Path) -> float:
     """Requests a minute of a ComfyUI's queue, the model loaded and every prompt new."""
+    from dev.hosts.server import ComfyServer, find_comfyui  # wants packages that a machine without one need not have
+
+    comfyui = find_comfyui()
     graph = json.loads((ROOT / "workflows" / "api" / "text-to-image.json").read_text(encoding="utf-8"))
     by_kind = {node["class_type"]: node["inputs"] for node in graph.values()}
     by_kind["LLaDAUniLoader"] |= {"checkpoint": arguments.checkpoint.name, "weights": arguments.weights}
@@ -182,38 +218,82 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=MINIATURE)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--weights", default="as stored")
-    parser.add_argument("--kill", action="store_true", help="and once more with the most workers, one of them killed")
+    parser.add_argument("--seconds", type=float, default=0.0, help="stop a run when all have worked for so long")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds that a run may take")
+    parser.add_argument(
+        "--kill",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="N",
+        help="one run more with the most workers, one of them killed; of N requests, by default as many",
+    )
     parser.add_argument("--placement", action="store_true", help="only show plans for 1, 2, 4 and 8 GPUs")
     add_json(parser)
     arguments = parser.parse_args()
     if arguments.placement:
         return placements()
-    figures: dict[str, object] = {"requests of each run": arguments.count, "threads": os.environ.get("OMP_NUM_THREADS")}
+    figures: dict[str, object] = {"threads": os.environ.get("OMP_NUM_THREADS", "as they are")}
+    named = f"of {arguments.weights}" if arguments.weights != "as stored" else arguments.checkpoint.name
+
+    def note(found: dict[str, object]) -> None:
+        """Print what a run gave, and write all that there is so far."""
+        figures.update(found)
+        show(f"{named}, {time.strftime('%H:%M:%S')}", found, None)
+        if arguments.json:
+            write_figures("So far", figures, arguments.json)
+
     with tempfile.TemporaryDirectory() as name:
         folder, runs = Path(name), {}
         for workers in arguments.workers:
-            run = runs[workers] = offline(workers, arguments, folder / str(workers))
-            label = f"{workers} worker{'s' * (workers > 1)}"
-            figures[f"{label}: requests a minute"] = run.speed
-            figures[f"{label}: the same, starting included"] = 60 * arguments.count / run.seconds
-            figures[f"{label}: until each had a result, s"] = run.ready
-            figures[f"{label}: peak memory of all, of the workers, MB"] = " ".join(f"{b / 1e6:,.0f}" for b in run.peak)
-            if workers != arguments.workers[0]:
-                first = arguments.workers[0]
-                figures[f"{label}: of linear"] = run.speed / runs[first].speed * first / workers
-        if arguments.kill:
-            most = max(arguments.workers)
-            run = offline(most, arguments, folder / "killed", kill=True)
-            figures[f"one of {most} workers killed: seconds more"] = run.seconds - runs[most].seconds
-            figures["its batch was run again"] = "yes" if run.again else "no, it was between two"
-        comfyui = find_comfyui()
-        if comfyui:
-            speed = figures["ComfyUI's queue: requests a minute"] = queued(comfyui, arguments, folder / "comfyui")
-            for workers, run in runs.items():
-                figures[f"{workers} against the queue"] = run.speed / speed
+            run = runs[workers] = offline(workers, arguments, folder / str(workers), arguments.count, arguments.seconds)
+            note(of_run(run, workers, runs))
+        if arguments.kill is not None:
+            most, count = max(arguments.workers), arguments.kill or arguments.count
+            run = offline(most, arguments, folder / "killed", count, kill=True)
+            note(of_killed(run, most, count, runs[most]))
+        if os.environ.get("COMFYUI_PATH"):
+            speed = queued(arguments, folder / "comfyui")
+            against = {f"{workers} against the queue": run.speed / speed for workers, run in runs.items()}
+            note({"ComfyUI's queue: requests a minute": speed, **against})
         else:
             print("no real ComfyUI (COMFYUI_PATH): its queue is not measured")
     return show("Offline", figures, arguments.json)
+
+
+def of_run(run: Run, workers: int, runs: dict[int, Run]) -> dict[str, object]:
+    """The figures of a run, against the first of all."""
+    label, first = f"{workers} worker{'s' * (workers > 1)}", min(runs)
+    found = {
+        "requests a minute": run.speed,
+        "results, and seconds of all": f"{run.results}, {run.seconds:.1f}" + " until stopped" * (not run.whole),
+        "the first result, and the first of the last worker, s": f"{min(t[0] for t in run.times.values()):.1f} "
+        f"{run.ready:.1f}",
+        "peak memory of all, of the workers, MB": " ".join(f"{size / 1e6:,.0f}" for size in run.peak),
+        "peak of the machine, in use, kept of files, MB": " ".join(f"{size / 1e6:,.0f}" for size in run.machine),
+    }
+    if run.whole:
+        found["requests a minute, starting included"] = 60 * run.results / run.seconds
+    if workers != first:
+        found["of linear"] = run.speed / runs[first].speed * first / workers
+    return {f"{label}: {name}": value for name, value in found.items()}
+
+
+def of_killed(run: Run, workers: int, count: int, calm: Run) -> dict[str, object]:
+    """What a killed worker costs: against a calm run to its end, or against what its speed says."""
+    label = f"one of {workers} workers killed"
+    after = [times[0] for times in run.times.values() if times[0] > run.killed]
+    found: dict[str, object] = {
+        "results": f"{run.results} of {count}",
+        "killed after, s": run.killed,
+        "seconds of all": run.seconds,
+    }
+    if after:
+        found["until its successor had a result, s"] = after[0] - run.killed
+    if calm.whole and calm.results == count:
+        found["seconds more"] = run.seconds - calm.seconds
+    found["its batch was run again"] = "yes" if run.again else "no, it was between two"
+    return {f"{label}: {name}": value for name, value in found.items()}
 
 
 if __name__ == "__main__":

@@ -55,5 +55,10 @@ def show(title: str, figures: dict[str, object], file: Path | None) -> None:
     for name, value in figures.items():
         print(f"  {name:<{width}}  {f'{value:,.2f}' if isinstance(value, float) else value}")
     if file:
-        machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": platform.processor()}
-        file.write_text(json.dumps({"benchmark": title, "machine": machine, "figures": figures}, indent=1))
+        write_figures(title, figures, file)
+
+
+def write_figures(title: str, figures: dict[str, object], file: Path) -> None:
+    """Write figures as JSON, with the machine they were taken on."""
+    machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": platform.processor()}
+    file.write_text(json.dumps({"benchmark": title, "machine": machine, "figures": figures}, indent=1))

@@ -140,11 +140,31 @@ def test_offline_shows_where_workers_would_go():
     )
 
 
-def test_offline_counts_speed_from_the_first_results_on():
-    from benchmarks.offline import Run, prompts
+def test_offline_counts_each_workers_speed_from_its_first_results_on():
+    """Neither starting nor who begins first or ends last counts."""
+    from benchmarks.offline import Run, of_killed, of_run, prompts
 
-    assert Run(times=[10.0, 10.1, 20.0, 30.0, 40.0]).speed == pytest.approx(60 * 3 / 30)
-    assert Run(times=[10.0]).speed == 0
+    one = Run(times={"a": [10.0, 10.1, 20.1, 30.1, 40.1]}, seconds=45.0)
+    assert one.speed == pytest.approx(60 * 3 / 30)
+    assert Run(times={"a": [10.0]}).speed == 0
+    two = Run(times={"a": one.times["a"], "b": [25.0, 35.0, 45.0]}, seconds=60.0)
+    assert two.speed == pytest.approx(6 + 60 * 2 / 20)
+    assert (two.ready, two.results) == (25.0, 8)
+    assert (two.steady(2), two.steady(3)) == (20.0, 0)
+    figures = of_run(two, 2, {1: one, 2: two})
+    assert figures["2 workers: of linear"] == pytest.approx(1)
+    assert figures["2 workers: requests a minute, starting included"] == pytest.approx(8)
+    stopped = Run(whole=False, times=two.times)
+    assert "2 workers: requests a minute, starting included" not in of_run(stopped, 2, {2: stopped})
+    killed = Run(times={"a": [10.0, 20.0, 30.0], "b": [11.0], "c": [27.0, 33.0]}, killed=15.0, seconds=66.0)
+    assert of_killed(killed, 2, 8, two) == {
+        "one of 2 workers killed: results": "6 of 8",
+        "one of 2 workers killed: killed after, s": 15.0,
+        "one of 2 workers killed: seconds of all": 66.0,
+        "one of 2 workers killed: until its successor had a result, s": 12.0,
+        "one of 2 workers killed: seconds more": 6.0,
+        "one of 2 workers killed: its batch was run again": "no, it was between two",
+    }
     assert len(set(prompts(100))) == 100
 
 
