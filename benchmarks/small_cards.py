@@ -2,8 +2,8 @@
 
 Another process holds the rest of the card. A folder of released sizes with random weights that route evenly is written
 where there is none (17 GB with a backbone of 4 bits, 46 GB in bf16; see random_folder.py), a server is started for each
-amount, and the graph is queued over HTTP: a 1024 x 1024 picture with the turbo decoder twice, then a question about a
-picture and an edit of it. The second picture is what counts: the first reads the files.
+amount, and the graph is queued over HTTP: a 1024 x 1024 picture with the turbo decoder twice, then questions about a
+picture and edits of it, two each. The second of each is what counts: the first reads files and captures graphs.
 
     COMFYUI_PATH=... python -m benchmarks.small_cards --folder DIR [--free 24 12] [--json FILE]
     COMFYUI_PATH=... python -m benchmarks.small_cards --tiny        the same path on the CPU with small sizes
@@ -80,9 +80,9 @@ def picture(side: int) -> dict:
     return node("EmptyImage", width=side, height=side, batch_size=1, color=0x4060A0)
 
 
-def question(weights: str, side: int, tokens: int) -> dict:
+def question(weights: str, side: int, tokens: int, text: str) -> dict:
     """A question about a picture."""
-    asked = {"question": "What is shown?", "steps": 32, "max_new_tokens": tokens, "seed": 1}
+    asked = {"question": text, "steps": 32, "max_new_tokens": tokens, "seed": 1}
     return {
         "load": loader(weights),
         "image": picture(side),
@@ -91,7 +91,7 @@ def question(weights: str, side: int, tokens: int) -> dict:
     }
 
 
-def edit(weights: str, side: int, pixels: int) -> dict:
+def edit(weights: str, side: int, pixels: int, prompt: str) -> dict:
     """An edit of a picture, in tokens: what follows is the decoder, as in `drawing`."""
     sample = {"width": 1024, "height": 1024, "steps": 8, "guidance": 4.0, "seed": 5, "thinking": False}
     return {
@@ -100,7 +100,7 @@ def edit(weights: str, side: int, pixels: int) -> dict:
         "encode": node(
             "LLaDAUniEncode", model=["load", 0], image=["image", 0], purpose="edit", fit="cover", pixels=pixels
         ),
-        "sample": node("LLaDAUniSample", model=["load", 0], prompt="in snow", references=["encode", 0], **sample),
+        "sample": node("LLaDAUniSample", model=["load", 0], prompt=prompt, references=["encode", 0], **sample),
         "save": node("LLaDAUniSaveTokens", tokens=["sample", 0], filename_prefix="small_cards"),
     }
 
@@ -200,10 +200,13 @@ def measure(comfyui: Path, folder: Path, free: float | None, arguments: argparse
                 figures[f"{label}brought at each use, GB"] = sum(float(away) for _, _, away in lines)
                 asked = arguments.questions is None or free in arguments.questions
                 if not quick and not arguments.pictures and asked:
-                    figures[f"{label}question, s"] = timed(server, question(weights, side, 8 if small else 128))
-                    figures[f"{label}edit, tokens alone, s"] = timed(
-                        server, edit(weights, side, side * side // 4 if small else 0)
-                    )
+                    length, pixels = (8, side * side // 4) if small else (128, 0)
+                    for which, text in (("", "What is shown?"), ("second ", "Which colour is it?")):
+                        figures[f"{label}{which}question, s"] = timed(server, question(weights, side, length, text))
+                    for which, prompt in (("", "in snow"), ("second ", "at night")):
+                        figures[f"{label}{which}edit, tokens alone, s"] = timed(
+                            server, edit(weights, side, pixels, prompt)
+                        )
             finally:
                 memory.stop()
                 if logs:

@@ -1,6 +1,7 @@
 """Three parts of the campaign that need a host: hostile graphs, interrupts, and a long mixed use."""
 
 import copy
+import math
 import shutil
 import tempfile
 import threading
@@ -19,7 +20,10 @@ from tests.hostile.hosts import FAULT, RIGHT, RSS, ServerHost, controls, footpri
 CONTROL_EVERY = 50  # graphs between two that must give what they always give
 WARM_GRAPHS = 200  # what the first ones allocate for good is not growth
 WITHIN = 1.05  # of the memory before
-LEAST = 50e6  # bytes of growth that count: in this process more than what is held is measured
+# Bytes of growth that count: in this process more than what is held is measured, and a GPU's libraries and kernels grow
+# as they are used. Of the allocator's a part of the miniature, which weighs 24 MB; its start is nearly nothing.
+LEAST = {"allocator": 10e6}
+LEAST_OF_OTHERS = 50e6
 GROWTH = 1.02  # of the memory after the first twenty runs of the soak, of which the allocator's own wandering is one
 SETTLED = 20
 SLOW_SECONDS = 10.0  # of a graph that is worth a line
@@ -51,13 +55,18 @@ class Report:
 Say = Callable[[str], None]
 
 
-def run_graphs(host, seed: int, count: int, say: Say) -> Report:
-    """Hostile graphs, one after the other; in between, shipped ones that must give what they always give."""
+def run_graphs(host, seed: int, count: int, say: Say, ends: float = math.inf) -> Report:
+    """Hostile graphs, one after the other; in between, shipped ones that must give what they always give.
+
+    `ends`, here and below: when to try no more, on the clock of time.monotonic.
+    """
     random, report, graphs = Random(seed), Report("graphs"), shipped(host.zimage)
-    expected, outside = controls(host), _outside(host.base)
-    controls(host)  # what a first run allocates for good is not growth
+    outside = _outside(host.base)
+    expected = _controls(host, report)
     before, slowest = host.settled(), 0.0
     for index in range(count):
+        if _is_over(report, index, count, ends):
+            break
         graph, what = hostile(random, graphs)
         began = time.monotonic()
         outcome = host.run(copy.deepcopy(graph))
@@ -71,24 +80,57 @@ def run_graphs(host, seed: int, count: int, say: Say) -> Report:
             say(report.faults[-1])
         if not host.answers():
             report.fault(f"graph {index} ({what}): the host is gone")
-            break
-        if index == WARM_GRAPHS:
+            return report
+        if index == min(WARM_GRAPHS, count // 3):
             before = host.settled()
         if index % CONTROL_EVERY == CONTROL_EVERY - 1:
             name = random.choice(sorted(graphs))
-            if host.result(reseeded(graphs[name], index)) != expected[name]:
-                report.fault(f"after graph {index} ({what}), {name} gives something else")
+            _compare(
+                host, reseeded(graphs[name], index), expected[name], report, f"after graph {index} ({what}), {name}"
+            )
             host.clear_history()  # the host keeps what was queued, of 10,000 prompts
             say(f"graphs: {index + 1} of {count}, {dict(report.counts)}, {host.memory()[RSS] / 1e9:.2f} GB")
     after = host.settled()
     for kind, held in after.items():
         report.notes.append(f"{kind} {before[kind] / 1e9:.3f} GB before, {held / 1e9:.3f} GB after")
-        if kind != RSS and held > WITHIN * before[kind] and held - before[kind] > LEAST:
+        if kind != RSS and held > WITHIN * before[kind] and held - before[kind] > LEAST.get(kind, LEAST_OF_OTHERS):
             report.fault(f"{kind} grew from {before[kind] / 1e9:.3f} to {held / 1e9:.3f} GB")
     report.notes.append(f"slowest {slowest:.1f} s")
     for path in sorted(_outside(host.base) - outside):
         report.fault(f"{path} appeared outside the output and temp folders")
     return report
+
+
+def _controls(host, report: Report) -> dict[str, str]:
+    """What shipped graphs give undisturbed. On a CPU each gives one thing; on a GPU what does not is not compared."""
+    found = controls(host)
+    vary = [name for name, digest in found.items() if not digest]
+    if vary and host.on_card:
+        report.notes.append(f"not compared, for undisturbed runs differ on this card: {', '.join(vary)}")
+    elif vary:
+        report.fault(f"undisturbed runs differ: {', '.join(vary)}")
+    return found
+
+
+def _compare(host, graph: dict, expected: str, report: Report, what: str) -> bool:
+    """Whether a shipped graph gives what it gives undisturbed, where that is known; where not, that is a fault."""
+    try:
+        given = host.result(graph)
+    except RuntimeError as error:
+        report.fault(f"{what}: {error}")
+        return False
+    if expected and given != expected:
+        report.fault(f"{what} gives something else")
+        return False
+    return bool(expected)
+
+
+def _is_over(report: Report, index: int, count: int, ends: float) -> bool:
+    """Whether the time is up, which is noted."""
+    over = time.monotonic() > ends
+    if over:
+        report.notes.append(f"{index} of {count}, then the time was up")
+    return over
 
 
 def _outside(base: Path) -> set[str]:
@@ -105,13 +147,15 @@ def _outside(base: Path) -> set[str]:
     return found
 
 
-def run_interrupts(host, seed: int, count: int, say: Say) -> Report:
+def run_interrupts(host, seed: int, count: int, say: Say, ends: float = math.inf) -> Report:
     """Interrupts at random moments over all shipped graphs; the same graph then gives what it gives undisturbed."""
     random, report, graphs = Random(seed), Report("interrupts"), shipped(host.zimage)
-    expected, slowest = controls(host), 0.0
+    expected, slowest = _controls(host, report), 0.0
     interrupt = interrupt_server if isinstance(host, ServerHost) else interrupt_process
-    moments = {name: interrupt(host, reseeded(graph, 1), None).moments for name, graph in graphs.items()}
+    moments = {name: interrupt(host, reseeded(graph, 2**20 - 1), None).moments for name, graph in graphs.items()}
     for index in range(count):
+        if _is_over(report, index, count, ends):
+            break
         name = random.choice(sorted(graphs))
         graph = reseeded(graphs[name], 2 * index + 2)
         stop = interrupt(host, graph, random.randrange(1, moments[name]))
@@ -121,15 +165,14 @@ def run_interrupts(host, seed: int, count: int, say: Say) -> Report:
             report.fault(f"interrupt {index} of {name}: {stop.status}")
         if stop.seconds > STOP_SECONDS:
             report.fault(f"interrupt {index} of {name}: stopped after {stop.seconds:.1f} s")
-        if host.result(reseeded(graph, 2 * index + 3)) != expected[name]:
-            report.fault(f"after interrupt {index}, {name} gives something else")
-        else:
-            report.counts["next run equal"] += 1
+        again, what = reseeded(graphs[name], 2 * index + 3), f"after interrupt {index}, {name}"
+        report.counts["next run equal"] += _compare(host, again, expected[name], report, what)
         if index % 20 == 19:
             say(f"interrupts: {index + 1} of {count}, {dict(report.counts)}")
     report.notes.append(f"slowest stop {slowest:.2f} s")
-    if report.counts["stopped"] < count / 2:
-        report.fault(f"{count} interrupts before the end of a run stopped {report.counts['stopped']} of them")
+    tried = report.counts["stopped"] + report.counts["had ended before"]
+    if report.counts["stopped"] < tried / 2:
+        report.fault(f"{tried} interrupts before the end of a run stopped {report.counts['stopped']} of them")
     return report
 
 
@@ -194,7 +237,7 @@ def interrupt_process(host, graph: dict, moment: int | None) -> Stop:
     return Stop(status, time.monotonic() - asked[0] if asked else 0.0, seen)
 
 
-def run_soak(host, seed: int, count: int, say: Say) -> Report:
+def run_soak(host, seed: int, count: int, say: Say, ends: float = math.inf) -> Report:
     """Mixed graphs with changing seeds, checkpoints that come and go: the memory stays what it was after twenty."""
     random, report, graphs = Random(seed), Report("soak"), shipped(host.zimage)
     names = [CHECKPOINT_NAME, "second", MINIATURE]
@@ -203,6 +246,8 @@ def run_soak(host, seed: int, count: int, say: Say) -> Report:
         shutil.copytree(CHECKPOINT, folder / "second")
     sizes = []
     for index in range(count):
+        if _is_over(report, index, count, ends):
+            break
         name = random.choice(sorted(graphs))
         graph = reseeded(graphs[name], random.randrange(2**64))
         checkpoint = random.choice(names)
@@ -223,13 +268,16 @@ def run_soak(host, seed: int, count: int, say: Say) -> Report:
             sizes.append(host.settled())
             say(f"soak: {index + 1} of {count}, {sizes[-1]['memory'] / 1e9:.3f} GB")
     settled = SETTLED // 10
+    if count > SETTLED and len(sizes) <= settled:
+        report.fault(f"growth is not known: memory was measured {len(sizes)} times")
     for kind in sizes[0] if len(sizes) > settled else ():
         of = [size[kind] for size in sizes]
         first, last = max(of[:settled]), min(of[-3:])
         report.notes.append(
-            f"{kind} {first / 1e9:.3f} GB after {SETTLED} runs, {last / 1e9:.3f} GB after {count}, "
+            f"{kind} {first / 1e9:.3f} GB after {SETTLED} runs, {last / 1e9:.3f} GB after {10 * len(sizes)}, "
             f"{max(of) / 1e9:.3f} GB at most"
         )
-        if kind != RSS and last > GROWTH * first and last - first > LEAST / 5:
+        least = LEAST.get(kind, LEAST_OF_OTHERS / 5)
+        if kind != RSS and last > GROWTH * first and last - first > least:
             report.fault(f"{kind} grew from {first / 1e9:.3f} to {last / 1e9:.3f} GB")
     return report

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +20,8 @@ from llada_core.image_tokens import load_tokens
 from tests.hostile import child
 from tests.hostile.campaign import table
 from tests.hostile.damage import run_files
-from tests.hostile.hosts import Outcome, ProcessHost, ServerHost
+from tests.hostile.graphs import shipped
+from tests.hostile.hosts import Outcome, ProcessHost, ServerHost, controls, reseeded
 from tests.hostile.parts import run_graphs, run_interrupts, run_soak
 
 SEED = 20
@@ -133,8 +135,56 @@ def test_growth_of_each_kind_of_memory_is_a_fault(kind, monkeypatch, tmp_path):
 
     monkeypatch.setattr("tests.hostile.parts.controls", lambda host: {})
     report = run_graphs(Host(), SEED, 3, print)
-    assert report.faults == ([] if kind == "pages" else [f"{kind} grew from 1.100 to 1.200 GB"])
-    assert f"{kind} 1.100 GB before, 1.200 GB after" in report.notes
+    assert report.faults == ([] if kind == "pages" else [f"{kind} grew from 1.200 to 1.300 GB"])
+    assert f"{kind} 1.200 GB before, 1.300 GB after" in report.notes
+
+
+def test_of_a_card_the_servers_own_share_is_counted_where_the_driver_tells_it(monkeypatch, tmp_path):
+    told = tmp_path / "nvidia-smi"
+    told.write_text(f"#!/bin/sh\necho '{os.getpid()}, 300'\necho '{os.getpid() + 1}, 5000'\necho '[N/A], [N/A]'\n")
+    told.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    card = {"vram_total": 1000, "vram_free": 400, "torch_vram_total": 300, "torch_vram_free": 100}
+    assert ServerHost(StandIn(type="cuda", **card)).memory()["card"] == 300 * 2**20
+
+
+class Varying:
+    """A host whose `result` is another each time for one graph, and of which nothing grows."""
+
+    zimage, vary = False, "edit"
+
+    def __init__(self, base, on_card):
+        self.base, self.on_card, self._shipped, self.runs = base, on_card, shipped(False), 0
+
+    def result(self, graph):
+        self.runs += 1
+        return str(self.runs) if set(graph) == set(self._shipped[self.vary]) else "the same"
+
+    def settled(self):
+        return {"memory": 10**9}
+
+
+@pytest.mark.parametrize("on_card", [False, True])
+def test_what_differs_undisturbed_is_a_fault_or_on_a_card_left_out(on_card, tmp_path):
+    host = Varying(tmp_path, on_card)
+    digests = controls(host)
+    assert digests["edit"] == ""
+    assert digests["text-to-image"] == "the same"
+    report = run_graphs(host, SEED, 3, print, ends=0)
+    assert "0 of 3, then the time was up" in report.notes
+    assert report.counts["right result"] == 0
+    said = [text for text in [*report.notes, *report.faults] if "undisturbed runs differ" in text and "edit" in text]
+    assert len(said) == 1
+    assert bool(report.faults) != on_card
+
+
+def test_a_graph_that_runs_anew_gives_the_same():
+    """Guidance differs, so that nothing is taken from what was drawn of late, and float32 does not see by how much."""
+    graph = shipped(False)["text-to-image"]
+    (sample,) = (node for node, data in graph.items() if data["class_type"] == "LLaDAUniSample")
+    told = [reseeded(graph, seed)[sample]["inputs"]["guidance"] for seed in (0, 1, 2**20 - 1)]
+    assert len({*told, graph[sample]["inputs"]["guidance"]}) == 4
+    assert len(torch.tensor(told, dtype=torch.float32).unique()) == 1
 
 
 # What was found once
