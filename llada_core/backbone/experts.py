@@ -7,7 +7,7 @@ from torch import nn
 from ..quantization.formats import Dense, Format, FP8Block, Int4
 from ..quantization.grouped import can_group, grouped_product, waits_for_device
 from ..quantization.kernel_switch import KernelSwitch
-from ..quantization.modules import FEW_ROWS, StoredWeight, stored_of
+from ..quantization.modules import FEW_ROWS, StoredWeight, apply_linear, stored_of, summed
 from .config import BackboneConfig
 
 # Tokens beyond which torch's grouped product of dense banks is faster than the kernel.
@@ -109,7 +109,12 @@ class Experts(nn.Module):
         self.down = ExpertBank(config.num_experts, hidden, inner)
 
     def forward(
-        self, x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor, added: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        experts: torch.Tensor,
+        weights: torch.Tensor,
+        added: torch.Tensor | None = None,
+        sums: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The weighted sum of each token's experts.
 
@@ -117,12 +122,13 @@ class Experts(nn.Module):
             x: [tokens, hidden].
             experts, weights: [tokens, k], as the router returns them.
             added: [tokens, hidden] of x's type, what the sum is added to (the shared expert's output).
+            sums: x's, as in `MixtureOfExperts`.
 
         Returns:
             [tokens, hidden] float32, or of x's type where something is added.
         """
         if self.uses_kernels(x, len(x)):
-            return self._in_kernels(x, experts, weights, added)
+            return self._in_kernels(x, experts, weights, added, sums)
         tokens, k = experts.shape
         # Sorting takes a GPU as long as its keys have bits.
         of_pair, order = experts.flatten().to(torch.int16).sort(stable=True)
@@ -155,24 +161,38 @@ class Experts(nn.Module):
         return launch.can_take(form, x) and launch.can_take(self.down.form, x)
 
     def _in_kernels(
-        self, x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor, added: torch.Tensor | None
+        self,
+        x: torch.Tensor,
+        experts: torch.Tensor,
+        weights: torch.Tensor,
+        added: torch.Tensor | None,
+        sums: torch.Tensor | None,
     ) -> torch.Tensor:
         from ..quantization import launch
         from . import routing_kernels
 
         order, ends = routing_kernels.sort(experts, self.gate_up.shape[0])
         bank, k, form = self.gate_up, experts.shape[1], self.down.form
-        sums = None
+        inner_sums = None
         if isinstance(form, Int4) and not form.symmetric and self.down.shape[2] % form.group_size == 0:
             groups = self.down.shape[2] // form.group_size
-            sums = torch.empty(len(order), groups, dtype=torch.float32, device=x.device)
+            inner_sums = torch.empty(len(order), groups, dtype=torch.float32, device=x.device)
         with bank.stored_for(x.device) as stored:
             inner = launch.product(
-                bank.form, stored, x, bank.shape, ends, gather=order, share=k, gated=True, out_sums=sums
+                bank.form,
+                stored,
+                x,
+                bank.shape,
+                ends,
+                gather=order,
+                share=k,
+                gated=True,
+                sums=sums,
+                out_sums=inner_sums,
             )
         bank = self.down
         with bank.stored_for(x.device) as stored:
-            pairs = launch.product(bank.form, stored, inner, bank.shape, ends, scatter=order, sums=sums)
+            pairs = launch.product(bank.form, stored, inner, bank.shape, ends, scatter=order, sums=inner_sums)
         return routing_kernels.combine(pairs, weights, added)
 
 
@@ -186,22 +206,31 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(hidden, inner, bias=False)
         self.down_proj = nn.Linear(inner, hidden, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [..., hidden] -> [..., hidden]."""
+    @property
+    def group_size(self) -> int:
+        """As `modules.summed`, of what x is multiplied with."""
+        return summed(self.gate_proj, self.up_proj)
+
+    def forward(self, x: torch.Tensor, sums: torch.Tensor | None = None) -> torch.Tensor:
+        """x [..., hidden] -> [..., hidden]. sums: x's over groups of `group_size`, or None."""
         flat = x.flatten(0, -2)
         if len(flat) <= FEW_ROWS and self.kernels.usable(x):
-            return self._in_kernels(flat).view_as(x)
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+            return self._in_kernels(flat, sums).view_as(x)
+        return self._one_by_one(x, sums)
 
-    def _in_kernels(self, x: torch.Tensor) -> torch.Tensor:
+    def _one_by_one(self, x: torch.Tensor, sums: torch.Tensor | None) -> torch.Tensor:
+        gate, up = (apply_linear(layer, x, sums) for layer in (self.gate_proj, self.up_proj))
+        return self.down_proj(F.silu(gate) * up)
+
+    def _in_kernels(self, x: torch.Tensor, sums: torch.Tensor | None) -> torch.Tensor:
         from ..quantization import launch
 
         (form, gate), (other, up) = (stored_of(layer, x.device) for layer in (self.gate_proj, self.up_proj))
         if form != other or not launch.can_take(form, x):
-            return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+            return self._one_by_one(x, sums)
         shape = (1, self.gate_proj.out_features, self.gate_proj.in_features)
         with gate as gate_weights, up as up_weights:
-            inner = launch.product(form, gate_weights, x, shape, gated=True, up=up_weights)
+            inner = launch.product(form, gate_weights, x, shape, gated=True, up=up_weights, sums=sums)
         form, down = stored_of(self.down_proj, x.device)
         if not launch.can_take(form, inner):
             return self.down_proj(inner)
@@ -220,10 +249,16 @@ class MixtureOfExperts(nn.Module):
         inner = config.moe_intermediate_size * config.num_shared_experts
         self.shared_experts = MLP(config.hidden_size, inner, kernels)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [rows, n, hidden] -> [rows, n, hidden]."""
+    @property
+    def group_size(self) -> int:
+        """As `modules.summed`, of what x is multiplied with."""
+        return summed(self.experts.gate_up, self.shared_experts.gate_proj, self.shared_experts.up_proj)
+
+    def forward(self, x: torch.Tensor, sums: torch.Tensor | None = None) -> torch.Tensor:
+        """x [rows, n, hidden] -> [rows, n, hidden]. sums: x's over groups of `group_size`, or None."""
         flat = x.flatten(0, 1)
-        return self.experts(flat, *self.gate(flat), self.shared_experts(flat)).view_as(x)
+        shared = self.shared_experts(flat, sums)
+        return self.experts(flat, *self.gate(flat), shared, sums).view_as(x)
 
 
 def waits_for_gpu(module: Experts, tokens: int, dtype: torch.dtype) -> bool:

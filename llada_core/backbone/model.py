@@ -9,6 +9,7 @@ from torch import nn
 
 from ..quantization.formats import Dense
 from ..quantization.kernel_switch import KernelSwitch
+from ..quantization.modules import apply_linear, summed
 from . import attention_kernels
 from .cache import IndexedCache, PrefixCache, PrunedPrefix, RowsOfCache
 from .config import BackboneConfig
@@ -34,14 +35,25 @@ class RMSNorm(nn.Module):
         """x [..., size] -> the same shape and dtype."""
         return rms_norm(x, self.eps) * self.weight
 
-    def after(self, x: torch.Tensor, added: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """x and what is added to it, both [..., size] -> their sum (x where nothing is added) and its norm."""
+    def after(
+        self, x: torch.Tensor, added: torch.Tensor | None, group_size: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """A norm of a sum.
+
+        Args:
+            x, added: [..., size]; None where nothing is added.
+            group_size: of the sums that the next product wants; 0 where it wants none.
+
+        Returns:
+            x + added (x where nothing is added), its norm, and the norm's `launch.group_sums` [rows, groups] where
+            they cost nothing, else None.
+        """
         if self.kernels.usable(x) and x.dtype == self.weight.dtype:
             from . import round_kernels
 
-            return round_kernels.norm(x, self.weight, self.eps, added)
+            return round_kernels.norm(x, self.weight, self.eps, added, group_size)
         total = x if added is None else x + added
-        return total, self(total)
+        return total, self(total), None
 
 
 class Attention(nn.Module):
@@ -56,14 +68,15 @@ class Attention(nn.Module):
         self.query_layernorm = RMSNorm(self.dim, config.rms_norm_eps)
         self.key_layernorm = RMSNorm(self.dim, config.rms_norm_eps)
 
-    def forward(self, x, rope, context, layer, start, mask, bias, attend) -> torch.Tensor:
+    def forward(self, x, sums, rope, context, layer, start, mask, bias, attend) -> torch.Tensor:
         """x [rows, n, hidden] -> [rows, n, hidden]; keys and values go to and come from `context`.
 
+        sums: x's, as `RMSNorm.after` returns them for the first product.
         mask: as in `Backbone.forward`. bias: `attention_kernels.bias` of it; None where kernels read the mask itself.
         """
         if mask is not None and bias is None:
-            return self._in_kernels(x, rope, context, layer, mask)
-        q, k, v = self.split_heads(self.query_key_value(x), rope)
+            return self._in_kernels(x, sums, rope, context, layer, mask)
+        q, k, v = self.split_heads(apply_linear(self.query_key_value, x, sums), rope)
         k, v = context.extend(layer, start, k, v)
         return self.dense(attend(q, k, v, bias).transpose(1, 2).flatten(2))
 
@@ -76,14 +89,15 @@ class Attention(nn.Module):
         q, k = qk.split([self.heads, self.kv_heads], dim=1)
         return q, k, v
 
-    def _in_kernels(self, x, rope, context, layer, mask) -> torch.Tensor:
+    def _in_kernels(self, x, sums, rope, context, layer, mask) -> torch.Tensor:
         from . import round_kernels
 
         weights = self.query_layernorm.weight, self.key_layernorm.weight
         keys, values, at = context.whole(layer)
-        q = round_kernels.heads(self.query_key_value(x), *weights, self.query_layernorm.eps, rope, at, keys, values)
+        qkv = apply_linear(self.query_key_value, x, sums)
+        q = round_kernels.heads(qkv, *weights, self.query_layernorm.eps, rope, at, keys, values)
         context.note(layer)
-        return self.dense(round_kernels.attend(q, keys, values, mask, at))
+        return apply_linear(self.dense, *round_kernels.attend(q, keys, values, mask, at, summed(self.dense)))
 
     def _norm_weights(self) -> torch.Tensor:
         """Weights of the norms of all query heads, then of all key heads, [heads + kv, 1, dim]."""
@@ -120,9 +134,10 @@ class Layer(nn.Module):
 
         Sums are left to the norm behind them, which reads them anyway.
         """
-        x, normed = self.input_layernorm.after(x, added)
-        x, normed = self.post_attention_layernorm.after(x, self.attention(normed, *attention_arguments))
-        return x, self.mlp(normed)
+        x, *normed = self.input_layernorm.after(x, added, summed(self.attention.query_key_value))
+        attended = self.attention(*normed, *attention_arguments)
+        x, *normed = self.post_attention_layernorm.after(x, attended, self.mlp.group_size)
+        return x, self.mlp(*normed)
 
 
 class Backbone(nn.Module):
@@ -284,7 +299,7 @@ def try_kernels(config: BackboneConfig, device: torch.device) -> None:
     k, v = context.extend(0, 70, k, v)
     bias = attention_kernels.bias(mask, n, heads // kv_heads, torch.float16).float()
     exact = attention_kernels.eager(q.float(), k.float(), v.float(), bias).transpose(1, 2).flatten(2)
-    total, normed = round_kernels.norm(x.to(device), weights[0].to(device), norm.eps, added.to(device))
+    total, normed, _ = round_kernels.norm(x.to(device), weights[0].to(device), norm.eps, added.to(device))
     turned = round_kernels.heads(
         qkv.flatten(2).to(device),
         weights[1].to(device),
@@ -295,7 +310,7 @@ def try_kernels(config: BackboneConfig, device: torch.device) -> None:
         their_keys,
         their_values,
     )
-    found = round_kernels.attend(turned, their_keys, their_values, mask.to(device), their_at)
+    found, _ = round_kernels.attend(turned, their_keys, their_values, mask.to(device), their_at)
     pairs = {
         "norms": (normed, norm(x + added)),
         "sums": (total, x + added),

@@ -18,10 +18,13 @@ LOG2_E = 1.4426950408889634
 
 @triton.jit
 def norm_kernel(
-    x_ptr, added_ptr, weight_ptr, sum_ptr, out_ptr, width, eps,
-    ADDED: tl.constexpr, BLOCK: tl.constexpr,
+    x_ptr, added_ptr, weight_ptr, sum_ptr, out_ptr, sums_ptr, width, eps,
+    ADDED: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out = RMS norm of x times a weight, [tokens, width]; with ADDED of x + added, which goes to sum. Grid: tokens."""
+    """out = RMS norm of x times a weight, [tokens, width]; with ADDED of x + added, which goes to sum. Grid: tokens.
+
+    Where GROUP is not 0, out's own sums over groups of so many columns go to sums float32 [tokens, width // GROUP].
+    """
     token = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     mask = at < width
@@ -33,7 +36,12 @@ def norm_kernel(
         tl.store(sum_ptr + token * width + at, x.to(dtype), mask=mask)
     scale = 1 / tl.sqrt(tl.sum(x * x, 0) / width + eps)
     weight = tl.load(weight_ptr + at, mask=mask, other=0).to(tl.float32)
-    tl.store(out_ptr + token * width + at, ((x * scale).to(dtype).to(tl.float32) * weight).to(dtype), mask=mask)
+    rounded = ((x * scale).to(dtype).to(tl.float32) * weight).to(dtype)
+    tl.store(out_ptr + token * width + at, rounded, mask=mask)
+    if GROUP > 0:
+        group = tl.arange(0, BLOCK // GROUP)
+        sums = tl.sum(tl.reshape(rounded.to(tl.float32), (BLOCK // GROUP, GROUP)), 1)
+        tl.store(sums_ptr + token * (width // GROUP) + group, sums, mask=group < width // GROUP)
 
 
 @triton.jit
@@ -135,10 +143,14 @@ def part_kernel(
 
 @triton.jit
 def merge_kernel(
-    parts_ptr, lse_ptr, out_ptr, n, parts,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
+    parts_ptr, lse_ptr, out_ptr, sums_ptr, n, parts,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, GROUP_SIZE: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """out [rows, n, HEADS * DIM] = the parts of each query weighed by their denominators. Grid: (rows * n, HEADS)."""
+    """out [rows, n, HEADS * DIM] = the parts of each query weighed by their denominators. Grid: (rows * n, HEADS).
+
+    Where GROUP_SIZE is not 0, out's own sums over groups of so many columns, a part of DIM, go to sums float32.
+    """
     token = tl.program_id(0)
     head = tl.program_id(1)
     GROUP: tl.constexpr = HEADS // KV_HEADS
@@ -153,18 +165,24 @@ def merge_kernel(
     share = share / tl.maximum(tl.sum(share, 0), 1e-30)
     some = (lse > float("-inf"))[:, None] & (d[None, :] < DIM)
     x = tl.load(parts_ptr + of[:, None] * DIM + d[None, :], mask=some, other=0)
-    out = tl.sum(x * share[:, None], 0)
-    to = (token.to(tl.int64) * HEADS + head) * DIM + d
-    tl.store(out_ptr + to, out.to(out_ptr.dtype.element_ty), mask=d < DIM)
+    rounded = tl.sum(x * share[:, None], 0).to(out_ptr.dtype.element_ty)
+    to = token.to(tl.int64) * HEADS + head
+    tl.store(out_ptr + to * DIM + d, rounded, mask=d < DIM)
+    if GROUP_SIZE > 0:
+        COUNT: tl.constexpr = DIM // GROUP_SIZE
+        group = tl.arange(0, BLOCK_D // GROUP_SIZE)
+        sums = tl.sum(tl.reshape(rounded.to(tl.float32), (BLOCK_D // GROUP_SIZE, GROUP_SIZE)), 1)
+        tl.store(sums_ptr + to * COUNT + group, sums, mask=group < COUNT)
 
 
 def norm(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, added: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+    x: torch.Tensor, weight: torch.Tensor, eps: float, added: torch.Tensor | None = None, group_size: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """`model.RMSNorm.after` in one launch: x [..., width] and what is added to it, each contiguous."""
     width = x.shape[-1]
     out = torch.empty_like(x)
     total = x if added is None else torch.empty_like(x)
+    sums = _sums_of(x.numel() // width, width, group_size, x.device)
     start(
         norm_kernel,
         (x.numel() // width,),
@@ -173,13 +191,15 @@ def norm(
         weight,
         total,
         out,
+        out if sums is None else sums,
         width,
         eps,
         ADDED=added is not None,
+        GROUP=0 if sums is None else group_size,
         BLOCK=triton.next_power_of_2(width),
         num_warps=4,
     )
-    return total, out
+    return total, out, sums
 
 
 def heads(
@@ -237,8 +257,13 @@ def heads(
 
 
 def attend(
-    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, at: torch.Tensor
-) -> torch.Tensor:
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor,
+    at: torch.Tensor,
+    group_size: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`attention_kernels.in_parts` in two launches, which reads masks as they are and no key behind the last position.
 
     Args:
@@ -246,9 +271,10 @@ def attend(
         keys, values: [rows, kv_heads, capacity, dim], the cache.
         mask: bool [rows, 1, n, extent], contiguous: which of the first `extent` keys a query sees.
         at: int64 [rows, n], the queries' own positions in the cache, each row's ascending.
+        group_size: of the sums that the next product wants; 0 where it wants none.
 
     Returns:
-        [rows, n, heads * dim].
+        [rows, n, heads * dim]; its `launch.group_sums`, or None where the groups are no parts of the heads.
     """
     rows, count, n, dim = q.shape
     kv_heads, extent = keys.shape[1], mask.shape[-1]
@@ -283,19 +309,29 @@ def attend(
         num_stages=2,
     )
     out = torch.empty(rows, n, count * dim, dtype=q.dtype, device=q.device)
+    sums = _sums_of(rows * n, count * dim, group_size if group_size and dim % group_size == 0 else 0, q.device)
     start(
         merge_kernel,
         (rows * n, count),
         some,
         lse,
         out,
+        out if sums is None else sums,
         n,
         parts,
         HEADS=count,
         KV_HEADS=kv_heads,
         DIM=dim,
+        GROUP_SIZE=0 if sums is None else group_size,
         BLOCK_P=triton.next_power_of_2(parts),
         BLOCK_D=block_d,
         num_warps=2,
     )
-    return out
+    return out, sums
+
+
+def _sums_of(rows: int, width: int, group_size: int, device: torch.device) -> torch.Tensor | None:
+    """Where a kernel writes the `launch.group_sums` of what it returns; None where groups are not whole, or of 0."""
+    if not group_size or width % group_size:
+        return None
+    return torch.empty(rows, width // group_size, dtype=torch.float32, device=device)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .formats import Dense, Format, Stored
+from .formats import Dense, Format, Int4, Stored
 from .kernel_switch import KernelSwitch
 
 # Rows up to which a linear layer's product takes as long as reading its weights; beyond, dequantizing them once and
@@ -89,8 +89,8 @@ class QuantizedLinear(StoredWeight):
         self.in_features, self.out_features = in_features, out_features
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [..., in] -> [..., out] of x's type."""
+    def forward(self, x: torch.Tensor, sums: torch.Tensor | None = None) -> torch.Tensor:
+        """x [..., in] -> [..., out] of x's type. sums: x's `launch.group_sums`, where what made x made them too."""
         bias = None if self.bias is None else self.bias.to(x)
         with self.stored_for(x.device) as stored:
             if x.numel() // self.in_features <= FEW_ROWS and self.kernels.usable(x):
@@ -98,9 +98,25 @@ class QuantizedLinear(StoredWeight):
 
                 if launch.can_take(self.form, x):
                     flat = x.reshape(-1, self.in_features)
-                    out = launch.product(self.form, stored, flat, (1, *self.shape)).view(*x.shape[:-1], -1)
+                    out = launch.product(self.form, stored, flat, (1, *self.shape), sums=sums)
+                    out = out.view(*x.shape[:-1], -1)
                     return out if bias is None else out + bias
             return F.linear(x, self.form.dequantize(stored, self.in_features, x.dtype), bias)
+
+
+def summed(*layers: nn.Module) -> int:
+    """The groups' size of the sums that the product of a layer wants besides x: 4 bits with zeros; 0 for others.
+
+    Of several layers over the same x: 0 where they differ, or where one of them has another form.
+    """
+    forms = [layer.form if isinstance(layer, StoredWeight) else None for layer in layers]
+    sizes = {of.group_size if isinstance(of, Int4) and not of.symmetric else 0 for of in forms}
+    return sizes.pop() if len(sizes) == 1 else 0
+
+
+def apply_linear(layer: nn.Module, x: torch.Tensor, sums: torch.Tensor | None) -> torch.Tensor:
+    """A linear layer over x, whose `launch.group_sums` of the size that `summed` says are there or None."""
+    return layer(x) if sums is None else layer(x, sums)
 
 
 def stored_of(layer: nn.Linear | StoredWeight, device: torch.device) -> tuple[Format, AbstractContextManager[Stored]]:

@@ -163,12 +163,12 @@ def run_round(runner: CachedRunner, batch: Batch, config: GenerationConfig, anew
     if anew or any(track.step == 0 for track in going):  # later rounds go on from what the one before left there
         unmasker.ids.copy_(batch.block(shown))
         unmasker.fillable.copy_(batch.fillable(shown) & torch.tensor(busy, device=batch.ids.device)[:, None])
-    schedule = [
-        (quota(track.step, config.steps, batch.block_length), config.steps - track.step) for track in batch.tracks
-    ]
-    unmasker.schedule.copy_(torch.tensor(schedule).T.clamp_min(1))
+    least = [max(quota(track.step, config.steps, batch.block_length), 1) for track in batch.tracks]
+    left_over = [max(config.steps - track.step, 1) for track in batch.tracks]
+    # So few numbers are taken over at once, and need not wait until the GPU has read them.
+    unmasker.schedule.copy_(torch.tensor([least, left_over]), non_blocking=True)
     if config.sampling.temperature > 0:
-        unmasker.uniform.copy_(draws(batch, busy))
+        unmasker.uniform.copy_(draws(batch, busy), non_blocking=True)
     runner.block(batch.rows, each_row(starts, branches), each_row(shown, branches))
     batch.write(shown, unmasker.ids)
     for track, draws_now, (*ids, finite) in zip(batch.tracks, busy, unmasker.report.tolist(), strict=True):

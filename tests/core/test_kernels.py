@@ -85,6 +85,7 @@ def test_product_of_sorted_pairs(form, dtype, sizes, counts):
         Tile(16, 32, 64, 4, 3),
         Tile(32, 64, 128, 4, 2, steps=2, split=2),
         Tile(16, 64, 64, 4, 2, swapped=True),
+        Tile(8, 64, 64, 4, 3, steps=2, swapped=True),
     ):
         poisoned((pairs, out), dtype)
         found = launch.product(*arguments, gather=order.to(DEVICE), share=2, tile=tile)

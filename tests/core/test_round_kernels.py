@@ -50,11 +50,39 @@ def test_norm_of_a_sum(dtype, width, added):
     x, y, weight = (
         drawn(*shape, dtype=dtype, seed=seed) for seed, shape in enumerate([(2, 9, width)] * 2 + [(width,)])
     )
-    total, normed = round_kernels.norm(x, weight, 1e-6, y if added else None)
+    total, normed, none = round_kernels.norm(x, weight, 1e-6, y if added else None)
     expected = x + y if added else x
     assert torch.equal(total, expected)
+    assert none is None
     plain = torch.nn.functional.rms_norm(expected, (width,), eps=1e-6) * weight
     assert close(normed, plain, 2e-3 if dtype == torch.bfloat16 else 3e-4)  # sums are in another order
+
+
+@dtypes
+@pytest.mark.parametrize("width", [64, 192, 2048])
+def test_a_norm_brings_the_sums_of_its_groups(dtype, width):
+    x, weight = drawn(2, 9, width, dtype=dtype), drawn(width, dtype=dtype, seed=1)
+    _, normed, sums = round_kernels.norm(x, weight, 1e-6, None, 64)
+    assert same_sums(sums, normed)
+    assert torch.equal(normed, round_kernels.norm(x, weight, 1e-6)[1])
+    assert round_kernels.norm(x[..., :48].contiguous(), weight[:48], 1e-6, None, 64)[2] is None  # no whole groups
+
+
+@dtypes
+@pytest.mark.parametrize("dim", [64, 128, 192])
+def test_attention_brings_the_sums_of_its_groups(dtype, dim):
+    q, keys, values = (drawn(2, 2, n, dim, dtype=dtype, seed=n) for n in (4, 256, 257))
+    mask = (drawn(2, 1, 4, 256, seed=3) < 0.3).contiguous()
+    given = q, keys, values[:, :, :256].contiguous(), mask, torch.arange(252, 256, device=DEVICE).repeat(2, 1)
+    found, sums = round_kernels.attend(*given, 64)
+    assert same_sums(sums, found)
+    assert torch.equal(found, round_kernels.attend(*given)[0])
+    assert (round_kernels.attend(*given, 128)[1] is None) == (dim != 128)  # groups that reach over two heads
+
+
+def same_sums(found: torch.Tensor, x: torch.Tensor) -> bool:
+    expected = launch.group_sums(x.flatten(0, -2), 64)
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @dtypes
@@ -71,7 +99,7 @@ def test_attention_sees_what_the_mask_shows(dtype, extent, n, heads, kv_heads, d
     for row, last in enumerate(ends.tolist()):
         mask[row, ..., last - n : last], mask[row, ..., last:] = True, False
         keys[row, :, last:] = values[row, :, last:] = float("nan")  # what lies behind is not read
-    found = round_kernels.attend(q, keys, values, mask, at)
+    found, _ = round_kernels.attend(q, keys, values, mask, at)
     bias = attention_kernels.bias(mask[..., :end], n, heads // kv_heads, torch.float32)
     plain = attention_kernels.eager(q.float(), *(of[:, :, :end].nan_to_num().float() for of in (keys, values)), bias)
     assert close(found, plain.transpose(1, 2).flatten(2), 5e-3)
@@ -81,7 +109,7 @@ def test_a_query_that_sees_nothing_gives_no_nan():
     """Padding in a short row; no other query sees what it gives."""
     q, keys, values = drawn(1, 2, 4, 16), drawn(1, 2, 256, 16), drawn(1, 2, 256, 16)
     mask = torch.zeros(1, 1, 4, 256, dtype=torch.bool, device=DEVICE)
-    found = round_kernels.attend(q, keys, values, mask, torch.arange(60, 64, device=DEVICE)[None])
+    found, _ = round_kernels.attend(q, keys, values, mask, torch.arange(60, 64, device=DEVICE)[None])
     assert not found.any()
 
 
@@ -89,9 +117,9 @@ def test_trying_out_finds_what_is_wrong(oracle, monkeypatch):
     config = oracle.tiny_config()
     try_kernels(config, DEVICE)
     for name, spoil in {
-        "norm": lambda total, normed: (total, normed * 1.1),
+        "norm": lambda total, normed, sums: (total, normed * 1.1, sums),
         "heads": lambda *q: q[0].flip(1),
-        "attend": lambda *out: out[0].roll(1, -1),
+        "attend": lambda out, sums: (out.roll(1, -1), sums),
     }.items():
         right = getattr(round_kernels, name)
 
