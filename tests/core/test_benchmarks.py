@@ -168,6 +168,16 @@ def test_offline_counts_each_workers_speed_from_its_first_results_on():
     assert len(set(prompts(100))) == 100
 
 
+def test_masks_side_by_side_give_what_one_process_gives(run):
+    miniature = str(ROOT / "checkpoints" / "miniature")
+    alone = run("masks", miniature, "--count", "6", "--only", "edits")
+    shared = run("masks", miniature, "--count", "6", "--only", "edits", "--processes", "2")
+    assert alone["edit, all drawn: prompts"] == 6
+    assert list(alone) == list(shared)
+    for name in (name for name in alone if not name.endswith("seconds")):
+        assert shared[name] == pytest.approx(alone[name])
+
+
 def test_passes(run):
     figures = run("passes", "--count", "4")
     for name in {key.rpartition(": ")[0] for key in figures}:
