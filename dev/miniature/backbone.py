@@ -2,11 +2,8 @@
 
 import random
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -19,7 +16,7 @@ from . import pools, tokenizer
 from .examples import Example
 from .packing import TAIL, TARGET, Manner, lay_out, rows_of, sequence, sparsely_visible, visible
 from .sizes import SEED, Schedule, Sizes
-from .stage import Stage, origin
+from .stage import Stage
 from .worlds import World
 
 _WHOLE = 0.3  # of the copies are masked from end to end, as every block is in its first round
@@ -29,7 +26,7 @@ _HELPED = 2  # layers below the helping head
 # their attention.
 _SHARP = 1.5
 _BIAS_RATE = 1e-3  # how fast the routers' biases even out the experts
-_ASKED = "understand"  # the task whose examples are not pooled
+_ASKED = "understand"  # the task whose kinds are drawn by a drill
 
 
 class NoCache:
@@ -113,7 +110,10 @@ def with_help(backbone: Backbone, world: World) -> nn.ModuleDict:
 
 
 class BackboneStage(Stage):
-    """All tasks mixed, rows packed full. Questions are asked anew at every step, about pictures of the pool."""
+    """All tasks mixed, rows packed full. Every example is made anew: what is seen twice may be learnt by heart.
+
+    Codes come from a table (`pools.code_table`), so pictures cost no pass through the vision tower.
+    """
 
     name = "backbone"
 
@@ -123,7 +123,7 @@ class BackboneStage(Stage):
         backbone = build(config(world.sizes, self.words.vocab_size, self.words.image_offset))
         self.module = with_help(backbone, world)
         self.manner = Manner(world.grids[0], world.sizes.object_weight, world.sizes.length)
-        self.pool = code_pool(world, folder, schedule.pool, device, workers)
+        self.table = pools.code_table(world, folder)
         self.routers = [module for module in backbone.modules() if isinstance(module, Router)]
         for module in backbone.modules():
             if isinstance(module, Experts):
@@ -153,33 +153,22 @@ class BackboneStage(Stage):
             layer.compile(dynamic=False)
 
     def batch(self, step: int) -> dict[str, torch.Tensor]:
-        """`packing.rows_of` for examples of the pool."""
+        """`packing.rows_of` for examples made for this step."""
         rng = random.Random(SEED * 15_485_863 + step)
+        shares = self.world.shares
 
         def packed():
             while True:
-                made, codes = self._asked(rng) if rng.random() < self.world.shares[_ASKED] else self._pooled(rng)
-                made = self.world.reworded(made, rng)
+                (task,) = rng.choices(tuple(shares), shares.values())
+                made = self._asked(rng) if task == _ASKED else self.world.example(rng, task)
+                codes = [pools.codes_by_look(self.world, self.table, scene) for scene in made.scenes]
                 yield lay_out(sequence(made, codes, self.words, rng, self.manner), self.words)
 
         sizes = self.world.sizes
         return rows_of(packed(), max(1, self.schedule.batch // sizes.per_row), sizes.length, self.words.end)
 
-    def _pooled(self, rng: random.Random) -> tuple[Example, list[torch.Tensor]]:
-        index = rng.randrange(len(self.pool["starts"]))
-        made = pooled_example(self.world, index)
-        return made, pooled_codes(self.pool, index, made)
-
-    def _asked(self, rng: random.Random) -> tuple[Example, list[torch.Tensor]]:
-        known: dict[Any, torch.Tensor] = {}
-
-        def scene():
-            made, codes = self._pooled(rng)
-            known.update(zip(made.scenes, codes, strict=True))
-            return made.scenes[-1]
-
-        made = self.world.drill(rng, scene)
-        return made, [known[shown] for shown in made.scenes]
+    def _asked(self, rng: random.Random) -> Example:
+        return self.world.drill(rng, lambda: self.world.sample(rng, rng.choice(self.world.shown)))
 
     def loss(self, batch, generator):
         """Cross-entropy at masked positions, and what helps: which place of which picture is this?"""
@@ -236,41 +225,3 @@ def _in_float32(router: Router) -> None:
             return original(x)
 
     router.forward = exact
-
-
-def pooled_example(world: World, index: int) -> Example:
-    """Example `index` of the pool: any task but questions."""
-    rng = random.Random(SEED * 1_299_709 + index)
-    tasks = [task for task in world.shares if task != _ASKED]
-    return world.example(rng, rng.choices(tasks, [world.shares[task] for task in tasks])[0])
-
-
-def _pooled_scenes(world: World, index: int) -> tuple:
-    return pooled_example(world, index).scenes
-
-
-def pooled_codes(pool: dict[str, np.ndarray], index: int, made: Example) -> list[torch.Tensor]:
-    """The codes of its scenes, int16 [h, w] each."""
-    at, grids = int(pool["starts"][index]), []
-    for scene in made.scenes:
-        rows, columns = scene.grid
-        grids.append(torch.from_numpy(pool["codes"][at : at + rows * columns].reshape(rows, columns)))
-        at += rows * columns
-    return grids
-
-
-def code_pool(world: World, folder: Path, count: int, device: torch.device, workers: int) -> dict[str, np.ndarray]:
-    """The codes of all scenes of `count` examples, one after the other, and where each example's begin.
-
-    Made once and kept in the folder of the run.
-    """
-    path, made_from = folder / "pool-codes.npz", f"{count} of {world.shares}, {origin(folder, 'vision')}"
-    if not path.exists() or str(np.load(path)["made_from"]) != made_from:
-        made = partial(_pooled_scenes, world)
-        codes, starts = pools.codes(world, folder, made, count, device, workers)
-        with path.with_suffix(".part").open("wb") as file:
-            np.savez(file, codes=codes, starts=starts, made_from=made_from)
-        path.with_suffix(".part").replace(path)
-        print(f"{len(codes):,} codes of the pictures of {count} examples", flush=True)
-    with np.load(path) as file:
-        return {"codes": file["codes"], "starts": file["starts"]}

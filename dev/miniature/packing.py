@@ -29,9 +29,12 @@ from .sizes import BLOCK
 
 NOT_CLEAN = 1  # group of the first copy; clean positions have group 0
 FIXED, TARGET, TAIL = 0, 1, 2  # role of a position of a copy: known, to be learnt, behind the end of an image
-_UNGUIDED = 0.1  # of the drawings and edits lose their text, for guidance
+_UNGUIDED = 0.15  # of the drawings and edits lose their text, for guidance
 _BLIND = 0.04  # of the edits lose their pictures
+# How many of the plans are learnt as texts; after the others the picture is. A text takes a fifth of a picture's room.
+_WORKED_OUT, _TOLD = 0.75, 0.4
 _ANSWER = 16.0  # what all tokens of an answer weigh in the loss; any other token weighs 1
+_NEW = 2.0  # how many times more weighs what cannot be copied
 _WAITING = 16  # sequences that wait for a row with room for them, at most
 _SHIFTED = 0.05  # of the rest start in the middle of a block, as the longer row of a guided pair makes it
 
@@ -69,7 +72,8 @@ class Manner:
 
     Attributes:
         announced: (rows, columns) that a plan ends with.
-        object_weight: what an image token that is none of the ground's, and a token of a plan, weighs in the loss.
+        object_weight: what an image token that is none of the ground's, and a token of a plan, weighs in the loss. What
+            cannot be copied weighs twice that: cells that an edit changes, and the reasoning that a plan begins with.
         length: positions that a sequence may take with its copies; turns are left out until it does.
     """
 
@@ -91,19 +95,27 @@ def sequence(
         manner: of the world.
     """
     seq = _sequence(made, codes, words, rng, manner)
-    turns = [_weighted(turn, seq.ids, manner.object_weight) for turn in seq.turns]
+    before = (codes[0].flatten().long() + words.image_offset).tolist() if made.task == "edit" else None
+    turns = [_weighted(turn, seq.ids, manner.object_weight, before) for turn in seq.turns]
     while len(turns) > 1 and length_of(Sequence(seq.ids, turns, seq.pad)) > manner.length:
         turns.pop(rng.randrange(len(turns)))
     return Sequence(seq.ids, turns, seq.pad)
 
 
-def _weighted(turn: Turn, ids: list[int], heavy: float) -> Turn:
-    """An image body's tokens weighed: those that are a tenth of it are the ground."""
+def _weighted(turn: Turn, ids: list[int], heavy: float, before: list[int] | None) -> Turn:
+    """An image body's tokens weighed; `before` is what it was before an edit. The ground's are a tenth of it each."""
     if not turn.image or heavy == 1:
         return turn
     body = ids[turn.start : turn.end]
-    counts = Counter(body)
-    return replace(turn, weights=tuple(1.0 if 10 * counts[token] > len(body) else heavy for token in body))
+    before = before or body
+    counts, earlier = Counter(body), Counter(before)
+
+    def weight(new: int, old: int) -> float:
+        if 10 * counts[new] > len(body) and 10 * earlier[old] > len(body):
+            return 1.0
+        return heavy if new == old else _NEW * heavy
+
+    return replace(turn, weights=tuple(map(weight, body, before)))
 
 
 def _sequence(
@@ -124,11 +136,15 @@ def _sequence(
     size = tuple(codes[-1].shape)
     if made.task == "think":
         trace = words.encode(made.frames[-1][0])
-        if rng.random() < 0.4:
+        if rng.random() < (_WORKED_OUT if made.kind else _TOLD):
             # The picture's size is the caller's choice; the trace announces the usual one.
             plan = trace + words.header(*manner.announced)
             asked = prompts.thinking(words, made.instruction).conditional
-            return _after(asked, plan, False, weight=manner.object_weight)  # a plan tells of objects, and of them alone
+            reasoning = made.frames[-1][0].rpartition(". ")[0]
+            first = len(words.encode(reasoning + ".")) if reasoning else 0
+            heavy = manner.object_weight  # a plan tells of objects, and of them alone
+            weights = (_NEW * heavy,) * first + (heavy,) * (len(plan) - first)
+            return Sequence(asked + plan, [Turn(len(asked), len(asked) + len(plan), False, heavy, weights)])
         rows, _ = prompts.after_thinking(words, made.instruction, trace, *size)
     elif made.task == "edit":
         rows = prompts.edit(words, made.instruction, shown)

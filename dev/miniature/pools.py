@@ -1,91 +1,57 @@
-"""What is made of pictures once vision tower and VAE are trained: codes of examples, and latents with their codes."""
+"""What is made once vision tower and VAE are trained: the code of each look, and latents of pictures with codes."""
 
 import json
-import mmap
-from collections.abc import Callable, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from . import vae as vae_stage
 from . import vision
-from .pictures import in_processes, picture_pool
+from .pictures import picture_pool
+from .sizes import SEED
 from .stage import origin, trained
 from .worlds import World
 
 _CHUNK = 128  # pictures that go through a network at once
-_SHARE = 6_000  # pictures that are drawn at once for their codes: about a gigabyte
+_CHECKED = 4  # pictures of each size that a table of codes is compared with
 _FACTORS = "latents.json"
 
 
-def _shared(shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """An array that forked processes write to."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    return np.frombuffer(mmap.mmap(-1, max(1, size)), dtype=dtype, count=int(np.prod(shape))).reshape(shape)
+def code_table(world: World, folder: Path) -> torch.Tensor:
+    """The code of each look, int64 [tints * kinds * quarters]: the nearest to the mean feature of all that look so.
 
-
-def codes(
-    world: World,
-    folder: Path,
-    made: Callable[[int], Sequence[Any]],
-    count: int,
-    device: torch.device,
-    workers: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The codes of the scenes of examples, from the vision stage of a run.
+    The vision tower is trained to give a look one code, wherever it lies. How often it does is measured on a few
+    pictures and printed; a look that the stage never saw has code 0.
 
     Args:
-        world: of the scenes.
-        folder: of the run.
-        made: the scenes of an example by its number.
-        count: of examples.
-        device: where the vision tower runs.
-        workers: processes that draw.
-
-    Returns:
-        int16, all codes one after the other in raster order; and int64 [count], where each example's begin.
+        world: of the looks.
+        folder: of the run, whose vision stage is trained.
     """
-    model = trained(folder, "vision", vision.VisionTrainer(world))
-    if model is None:
+    trainer = trained(folder, "vision", vision.VisionTrainer(world))
+    if trainer is None:
         raise SystemExit("Train the stage vision first.")
-    model = model.model.to(device)
-    grids = in_processes(lambda i: [world.grids.index(scene.grid) for scene in made(i)], count, workers)
-    tokens = [rows * columns for rows, columns in world.grids]
-    sizes = np.array([sum(tokens[g] for g in own) for own in grids])
-    starts = np.cumsum(sizes) - sizes
-    flat = np.empty(int(sizes.sum()), dtype=np.int16)
-    per_share = max(1, int(_SHARE * count / max(1, sum(map(len, grids)))))
-    most = [
-        max(sum(own.count(g) for own in grids[at : at + per_share]) for at in range(0, count, per_share))
-        for g in range(len(tokens))
-    ]
-    room = [_shared((max(1, n), 16 * r, 16 * c, 3), "uint8") for n, (r, c) in zip(most, world.grids, strict=True)]
-    for first in range(0, count, per_share):
-        numbers = range(first, min(count, first + per_share))
-        taken, slots, targets = [0] * len(tokens), [], [[] for _ in tokens]
-        for number in numbers:
-            at, own = int(starts[number]), []
-            for g in grids[number]:
-                own.append((g, taken[g]))
-                targets[g].append(at)
-                taken[g] += 1
-                at += tokens[g]
-            slots.append(own)
+    codebook = F.normalize(trainer.model.vqmodel.quantize.embedding.weight, dim=-1)
+    table = (F.normalize(trainer.looks, dim=-1) @ codebook.T).argmax(-1)
+    rng, same = Random(SEED), []
+    for grid in world.grids:
+        scenes = [world.sample(rng, grid) for _ in range(_CHECKED)]
+        found = vision.codes_of(trainer.model, torch.from_numpy(np.stack([world.seen(scene) for scene in scenes])))
+        told = torch.stack([codes_by_look(world, table, scene) for scene in scenes])
+        same.append((found == told).flatten())
+    share, count = torch.cat(same).float().mean(), sum(map(len, same))
+    print(f"codes by look: {share:.2%} of {count:,} tokens are as the vision tower has them", flush=True)
+    return table
 
-        def draw(index: int, first=first, slots=slots) -> None:
-            for (g, slot), scene in zip(slots[index], made(first + index), strict=True):
-                room[g][slot] = world.seen(scene)
 
-        in_processes(draw, len(numbers), workers)
-        for g, where in enumerate(targets):
-            for start in range(0, len(where), _CHUNK):
-                pixels = torch.from_numpy(room[g][start : min(start + _CHUNK, len(where))]).to(device)
-                found = vision.codes_of(model, pixels).flatten(1).to(torch.int16).cpu().numpy()
-                for at, one in zip(where[start : start + _CHUNK], found, strict=True):
-                    flat[at : at + len(one)] = one
-    return flat, starts
+def codes_by_look(world: World, table: torch.Tensor, scene: Any) -> torch.Tensor:
+    """The codes of a scene, int64 [h, w], without a picture: `code_table` at each token's look."""
+    told = world.targets(scene)
+    looks = (told["colour"] * world.kinds + told["kind"]) * world.quarters + told["quarter"]
+    return table[torch.from_numpy(looks)].view(scene.grid)
 
 
 def factors_of(folder: Path) -> dict[str, float]:

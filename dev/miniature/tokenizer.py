@@ -18,7 +18,16 @@ _TEXTS = 4000  # examples whose texts are learnt from
 
 
 def build(world: World) -> Tokenizer:
-    """Train a world's tokenizer; always the same one."""
+    """A world's tokenizer: the one that it keeps, or else one learnt now, always the same for the same texts.
+
+    What is learnt depends on every phrase and share of the world. Where those change between two parts of a training,
+    the weights would read each prompt as noise; so a world that goes on being trained keeps its tokenizer.
+    """
+    return Tokenizer.from_file(str(world.tokenizer)) if world.tokenizer else learn(world)
+
+
+def learn(world: World) -> Tokenizer:
+    """Learn a tokenizer from a world's texts."""
     tokenizer = Tokenizer(models.BPE())
     words = pre_tokenizers.ByteLevel(add_prefix_space=False)
     # Letters that are to be written one by one are tokens one by one.

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,10 @@ class World:
         grounds: how many of the kinds, the first ones, are ground.
         shares: how often each task is trained.
         example: a random training example of a task.
-        reworded: the same example in other words.
         drill: a question about pictures that a function gives.
+        shown: the grids of pictures to be edited or asked about.
         apart: a pattern of what stands alone as a token of text ("" for nothing).
+        tokenizer: a file of one that was learnt earlier; None has it learnt from the texts of today.
     """
 
     name: str
@@ -48,9 +50,10 @@ class World:
     grounds: int
     shares: dict[str, float]
     example: Callable[[random.Random, str | None], Any]
-    reworded: Callable[[Any, random.Random], Any]
     drill: Callable[[random.Random, Callable[[], Any]], Any]
+    shown: tuple[Grid, ...]
     apart: str = ""
+    tokenizer: Path | None = None
 
     def turn(self, step: int) -> int:
         """Which of the grids a step is about: the first in every other one."""
@@ -85,8 +88,8 @@ def shapes() -> World:
         grounds=1,
         shares=examples.SHARES,
         example=lambda rng, task: examples.example(rng, task=task),
-        reworded=lambda made, rng: made,
         drill=examples.drill,
+        shown=world.GRIDS,
     )
 
 
@@ -112,9 +115,10 @@ def signs() -> World:
         grounds=looks.GROUNDS,
         shares=examples.SHARES,
         example=lambda rng, task: examples.example(rng, task=task),
-        reworded=examples.reworded,
         drill=examples.drill,
+        shown=world.SHOWN,
         apart="[A-Z0-9]",
+        tokenizer=Path(__file__).parent / "signs" / "tokenizer.json",
     )
 
 

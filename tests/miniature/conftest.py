@@ -17,7 +17,7 @@ SCHEDULES = {
     "vision": Schedule(2, 3, 1e-3, 0.1, 6),
     "decoder": Schedule(2, 1, 1e-3, 0.3, 6),
     "turbo": Schedule(2, 1, 3e-4, 0.1, 6),
-    "backbone": Schedule(2, 2, 1.5e-3, 0.4, 20),
+    "backbone": Schedule(2, 2, 1.5e-3, 0.4, 0),
 }
 
 

@@ -3,12 +3,13 @@
 import math
 import random
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask
 
-from dev.miniature import backbone, decoder, packing, pieces, tokenizer, vision
+from dev.miniature import backbone, decoder, packing, pieces, pools, tokenizer, vision
 from dev.miniature.examples import SHARES as TASKS
 from dev.miniature.examples import Example
 from dev.miniature.muon import Muon, orthogonal
@@ -27,10 +28,10 @@ from dev.miniature.packing import (
     visible,
 )
 from dev.miniature.pictures import in_processes, picture_pool
-from dev.miniature.signs.world import SHOWN
 from dev.miniature.sizes import BLOCK
-from dev.miniature.stage import Budget, make_optimizer, run, take_step, trained
+from dev.miniature.stage import Budget, make_optimizer, run, take_step
 from dev.miniature.train import STAGES
+from dev.miniature.worlds import WORLDS
 from llada_core.backbone import attention_kernels
 from llada_core.options import Guidance, Sampling
 from llada_core.sampling import block_diffusion
@@ -103,7 +104,6 @@ def test_a_run_that_was_carried_goes_on_where_it_was(stage, short_run, tmp_path)
 
 @pytest.mark.parametrize("number", range(4))
 def test_training_sees_pictures_as_the_engine_does(world, number):
-    shown = {"shapes": world.grids, "signs": SHOWN}[world.name]
     grid = world.grids[number % len(world.grids)]
     scene = world.sample(random.Random(4), grid)
     picture = torch.from_numpy(world.painted(scene).copy()) / 255
@@ -111,7 +111,7 @@ def test_training_sees_pictures_as_the_engine_does(world, number):
     model = vision.build(world.sizes).eval()
     codes = vision.codes_of(model, torch.from_numpy(world.seen(scene).copy())[None])[0]
     # A size that is only drawn is halved where the caller says so.
-    given = [("understand", 0), ("edit", 0)] if grid in shown else [("understand", 16**2 * grid[0] * grid[1])]
+    given = [("understand", 0), ("edit", 0)] if grid in world.shown else [("understand", 16**2 * grid[0] * grid[1])]
     for purpose, area in given:
         pixels = prepare(picture, purpose, budgets=budgets, pixels=area)
         pixels = Normalisation.from_config(world.sizes.preprocessor)(pixels)
@@ -130,14 +130,45 @@ def test_pools_are_drawn_alike_by_one_process_and_by_many(world, tmp_path):
             assert torch.equal(value, third[name])
 
 
-def test_codes_of_examples_lie_where_they_are_looked_for(world, short_run, schedules):
-    pool = backbone.code_pool(world, short_run, schedules["backbone"].pool, CPU, 0)
-    tower = trained(short_run, "vision", vision.VisionTrainer(world)).model
-    for index in range(3):
-        made = backbone.pooled_example(world, index)
-        for scene, codes in zip(made.scenes, backbone.pooled_codes(pool, index, made), strict=True):
-            pixels = torch.from_numpy(world.seen(scene).copy())[None]
-            assert torch.equal(codes.long(), vision.codes_of(tower, pixels)[0])
+def test_a_look_has_the_code_that_is_nearest_to_its_mean(world, short_run, tmp_path, capsys):
+    """With the mean of each look laid on a code of its own choice, scenes get those codes, and no picture is drawn."""
+    state = torch.load(short_run / "vision.pt", weights_only=True)
+    codebook = state["model"]["model.vqmodel.quantize.embedding.weight"]
+    torch.nn.init.orthogonal_(codebook, generator=torch.Generator().manual_seed(0))
+    chosen = torch.arange(len(state["model"]["looks"])) * 7 % codebook.shape[1]
+    state["model"]["looks"] = 3 * codebook[chosen]
+    torch.save(state, tmp_path / "vision.pt")
+    table = pools.code_table(world, tmp_path)
+    assert (torch.nn.functional.cosine_similarity(codebook[table], codebook[chosen]) > 0.999).all()
+    assert "as the vision tower has them" in capsys.readouterr().out
+    scene = world.sample(random.Random(2), world.grids[1])
+    told = world.targets(scene)
+    codes = pools.codes_by_look(world, torch.arange(len(table)), scene)
+    assert tuple(codes.shape) == scene.grid
+    looks = zip(told["colour"], told["kind"], told["quarter"], strict=True)
+    names = {int(code): look for code, look in zip(codes.flatten(), looks, strict=True)}
+    assert len(names) == len(set(names.values())) > 1  # one code a look, and one look a code
+
+
+def test_examples_are_made_anew_at_every_step_and_alike_for_one_step(stage):
+    made = stage("backbone")
+    first, again, other = (made.batch(step) for step in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["ids"], other["ids"])
+
+
+def test_a_kept_tokenizer_does_not_change_with_the_texts():
+    """Weights read what they learnt with, whatever is asked of the world today."""
+    signs = WORLDS["signs"]()
+    changed = replace(signs, example=lambda rng, task: Example("draw", "", "other words", (), (("", None),)))
+    kept = tokenizer.build(changed)
+    assert kept.to_str() == tokenizer.build(signs).to_str()
+    assert tokenizer.learn(changed).to_str() != kept.to_str()
+    assert kept.get_vocab_size(with_added_tokens=False) == 256 + signs.sizes.merges
+    for text in ("HELLO", "4711"):
+        assert len(kept.encode(text).ids) == len(text)  # written one by one
+    asked = 'Swap the red heart and the \u661f, then write "AB".'
+    assert kept.decode(kept.encode(asked).ids) == asked
 
 
 def test_a_process_that_fails_is_told():
@@ -244,13 +275,29 @@ def test_what_is_not_the_ground_weighs_more(words):
     assert sum(weight == 3 for weight in packed.weights) == 2
 
 
-def test_a_plan_weighs_as_much_as_objects_do(words):
+def test_what_an_edit_changes_weighs_twice_what_it_keeps(words):
+    """The ground stays at 1, also where it is changed for another."""
+    before = torch.zeros(4, 16, dtype=torch.int16)
+    before[1, 2:5] = torch.tensor([7, 8, 9], dtype=torch.int16)
+    after = before.clone()
+    after[after == 0] = 3
+    after[1, 3], after[1, 4], after[2, 2] = 5, 3, 6  # another, none, and a new one
+    made = Example("edit", "", "a star", (None,), (("", None),))
+    (turn,) = sequence(made, [before, after], words, random.Random(0), Manner((4, 16), 3.0)).turns
+    found = {at: weight for at, weight in enumerate(turn.weights) if weight > 1}
+    assert found == {16 + 2: 3.0, 16 + 3: 6.0, 16 + 4: 6.0, 32 + 2: 6.0}
+
+
+def test_a_plan_weighs_as_much_as_objects_do_and_its_reasoning_twice(words):
     codes, rng = [torch.zeros(4, 16, dtype=torch.int16)], random.Random(0)
-    made = Example("think", "", "a star", (), (("a star it is", None),))
-    drawn = [sequence(made, codes, words, rng, Manner((4, 16), 3.0)).turns for _ in range(40)]
-    plans = [turn for (turn,) in drawn if not turn.image]
-    assert 5 < len(plans) < 35
-    assert {turn.weight for turn in plans} == {3.0}
+    for text, reasoning in (("a star it is", ""), ("one and one. is two. white", "one and one. is two.")):
+        made = Example("think", "sum", "a star", (), ((text, None),))
+        drawn = [sequence(made, codes, words, rng, Manner((4, 16), 3.0)).turns for _ in range(40)]
+        plans = [turn for (turn,) in drawn if not turn.image]
+        assert 15 < len(plans) < 40
+        assert {turn.weight for turn in plans} == {3.0}
+        twice = len(words.encode(reasoning))
+        assert {turn.weights for turn in plans} == {(6.0,) * twice + (3.0,) * (plans[0].end - plans[0].start - twice)}
 
 
 def test_turns_are_left_out_where_a_row_has_no_room(words):

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import replace
 
 from ..examples import Example
 from . import chinese, edits, plans, questions, stories
@@ -10,15 +9,15 @@ from .texts import caption, told
 from .wording import Wording
 from .world import GRIDS, SHOWN, Scene, belongs, sample_scene
 
-SHARES = {"draw": 0.18, "think": 0.2, "understand": 0.3, "edit": 0.27, "story": 0.05}
+SHARES = {"draw": 0.13, "think": 0.33, "understand": 0.25, "edit": 0.26, "story": 0.03}
 TASKS = tuple(SHARES)
 SPLITS = ("train", "held-out", "combination", "wording")
 # Which questions training asks; the rest is drawn evenly.
-DRILL = {"which": 0.14, "of two": 0.14, "read": 0.1, "count": 0.1, "where": 0.08, "colour": 0.06, "describe": 0.06}
+DRILL = {"which": 0.24, "of two": 0.1, "read": 0.08, "count": 0.1, "where": 0.08, "colour": 0.06, "describe": 0.05}
 PAIRED = ("which", "of two")
 _CHINESE = 0.12  # of the prompts
-_PLANNED = 0.45  # of the examples with thinking need it
-_GUESSED = 0.05  # of the drawings without thinking would need it
+_PLANNED = 0.8  # of the examples with thinking need it
+_GUESSED = 0.02  # of the drawings without thinking would need it
 
 
 def example(rng: random.Random, split: str = "train", task: str | None = None, kind: str | None = None) -> Example:
@@ -65,13 +64,6 @@ def _think(w: Wording, split: str, kind: str | None) -> Example:
         return Example("think", kind, prompt, (), ((plans.thought(why, scene), scene),))
     scene = _scene(w, split)
     return Example("think", "", _prompt(scene, w), (), ((told(scene), scene),))
-
-
-def reworded(made: Example, rng: random.Random) -> Example:
-    """The same example in other words, where it is a drawing that needs no plan."""
-    if made.task not in ("draw", "think") or made.kind:
-        return made
-    return replace(made, instruction=_prompt(made.scenes[-1], Wording(rng)))
 
 
 def _understand(w: Wording, split: str, kind: str | None) -> Example | None:

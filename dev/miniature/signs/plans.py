@@ -179,7 +179,7 @@ def _fact(w: Wording, empty: Scene) -> tuple[str, str, Scene]:
 
 
 def _number(w: Wording, empty: Scene) -> tuple[str, str, Scene]:
-    x, y = w.rng.randint(2, 60), w.rng.randint(2, 39)
+    x, y = w.rng.randint(2, 40), w.rng.randint(2, 29)
     minus = w.often(0.4) and x > y
     result = x - y if minus else x + y
     ink = w.rng.choice(empty.inks())
