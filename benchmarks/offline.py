@@ -212,7 +212,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=32, help="requests of each run")
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--size", type=int, default=256, help="pixels each way")
     parser.add_argument("--checkpoint", type=Path, default=MINIATURE)
@@ -223,10 +223,9 @@ def main() -> None:
     parser.add_argument(
         "--kill",
         type=int,
-        nargs="?",
-        const=0,
+        nargs="*",
         metavar="N",
-        help="one run more with the most workers, one of them killed; of N requests, by default as many",
+        help="one run more, of a worker killed; of N requests (default: as many) and N workers (default: the most)",
     )
     parser.add_argument("--placement", action="store_true", help="only show plans for 1, 2, 4 and 8 GPUs")
     add_json(parser)
@@ -249,9 +248,10 @@ def main() -> None:
             run = runs[workers] = offline(workers, arguments, folder / str(workers), arguments.count, arguments.seconds)
             note(of_run(run, workers, runs))
         if arguments.kill is not None:
-            most, count = max(arguments.workers), arguments.kill or arguments.count
+            count = arguments.kill[0] if arguments.kill else arguments.count
+            most = arguments.kill[1] if len(arguments.kill) > 1 else max(arguments.workers, default=2)
             run = offline(most, arguments, folder / "killed", count, kill=True)
-            note(of_killed(run, most, count, runs[most]))
+            note(of_killed(run, most, count, runs.get(most)))
         if os.environ.get("COMFYUI_PATH"):
             speed = queued(arguments, folder / "comfyui")
             against = {f"{workers} against the queue": run.speed / speed for workers, run in runs.items()}
@@ -279,8 +279,8 @@ def of_run(run: Run, workers: int, runs: dict[int, Run]) -> dict[str, object]:
     return {f"{label}: {name}": value for name, value in found.items()}
 
 
-def of_killed(run: Run, workers: int, count: int, calm: Run) -> dict[str, object]:
-    """What a killed worker costs: against a calm run to its end, or against what its speed says."""
+def of_killed(run: Run, workers: int, count: int, calm: Run | None) -> dict[str, object]:
+    """What a killed worker costs, also against a calm run of as many requests where there is one."""
     label = f"one of {workers} workers killed"
     after = [times[0] for times in run.times.values() if times[0] > run.killed]
     found: dict[str, object] = {
@@ -290,7 +290,7 @@ def of_killed(run: Run, workers: int, count: int, calm: Run) -> dict[str, object
     }
     if after:
         found["until its successor had a result, s"] = after[0] - run.killed
-    if calm.whole and calm.results == count:
+    if calm is not None and calm.whole and calm.results == count:
         found["seconds more"] = run.seconds - calm.seconds
     found["its batch was run again"] = "yes" if run.again else "no, it was between two"
     return {f"{label}: {name}": value for name, value in found.items()}
