@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import struct
@@ -22,7 +23,7 @@ from tests.hostile.campaign import table
 from tests.hostile.damage import run_files
 from tests.hostile.graphs import shipped
 from tests.hostile.hosts import Outcome, ProcessHost, ServerHost, controls, reseeded
-from tests.hostile.parts import run_graphs, run_interrupts, run_soak
+from tests.hostile.parts import Report, _controls, run_graphs, run_interrupts, run_soak
 
 SEED = 20
 CORPUS = Path(__file__).with_name("corpus")
@@ -133,7 +134,7 @@ def test_growth_of_each_kind_of_memory_is_a_fault(kind, monkeypatch, tmp_path):
         def answers(self):
             return True
 
-    monkeypatch.setattr("tests.hostile.parts.controls", lambda host: {})
+    monkeypatch.setattr("tests.hostile.parts.controls", lambda host, until: {})
     report = run_graphs(Host(), SEED, 3, print)
     assert report.faults == ([] if kind == "pages" else [f"{kind} grew from 1.200 to 1.300 GB"])
     assert f"{kind} 1.200 GB before, 1.300 GB after" in report.notes
@@ -170,12 +171,18 @@ def test_what_differs_undisturbed_is_a_fault_or_on_a_card_left_out(on_card, tmp_
     digests = controls(host)
     assert digests["edit"] == ""
     assert digests["text-to-image"] == "the same"
-    report = run_graphs(host, SEED, 3, print, ends=0)
-    assert "0 of 3, then the time was up" in report.notes
-    assert report.counts["right result"] == 0
+    report = Report("graphs")
+    assert _controls(host, report, math.inf) == digests
     said = [text for text in [*report.notes, *report.faults] if "undisturbed runs differ" in text and "edit" in text]
     assert len(said) == 1
     assert bool(report.faults) != on_card
+
+
+def test_a_part_ends_when_its_time_is_up(tmp_path):
+    report = run_graphs(Varying(tmp_path, on_card=True), SEED, 3, print, ends=0)
+    assert "0 of 3, then the time was up" in report.notes
+    assert "not compared, for want of time: " + ", ".join(shipped(False)) in report.notes
+    assert not report.counts
 
 
 def test_a_graph_that_runs_anew_gives_the_same():
