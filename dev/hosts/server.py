@@ -10,9 +10,10 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import websocket
@@ -95,9 +96,16 @@ class ComfyServer:
         comfyui: its folder.
         base: folder for models, input, output and the log; see `make_base`.
         arguments: more command line arguments, after those of COMFYUI_OPTIONS ("--cpu" where that is not set).
+        environment: what its environment has beside this process's.
     """
 
-    def __init__(self, comfyui: Path, base: Path, arguments: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        comfyui: Path,
+        base: Path,
+        arguments: tuple[str, ...] = (),
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ):
         self.base = make_base(base)
         link = self.base / "custom_nodes" / PACK
         if not link.exists():
@@ -109,9 +117,9 @@ class ComfyServer:
         command += shlex.split(os.environ.get("COMFYUI_OPTIONS", "--cpu"))
         command += ["--port", str(self.port), "--base-directory", str(self.base), "--disable-auto-launch"]
         with self.log_file.open("wb") as log:
-            environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+            whole = os.environ | {"PYTHONUNBUFFERED": "1"} | environment
             self._process = subprocess.Popen(
-                [*command, *arguments], cwd=comfyui, stdout=log, stderr=subprocess.STDOUT, env=environment
+                [*command, *arguments], cwd=comfyui, stdout=log, stderr=subprocess.STDOUT, env=whole
             )
         self._wait()
 

@@ -8,7 +8,6 @@ in this process. Exit status 1 where there is a fault.
 
 import argparse
 import math
-import os
 import shutil
 import signal
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from dev.hosts.server import ComfyServer, find_comfyui
 from tests.hostile.damage import run_files
-from tests.hostile.hosts import RUN_SECONDS, ProcessHost, ServerHost
+from tests.hostile.hosts import HEAP, RUN_SECONDS, ProcessHost, ServerHost
 from tests.hostile.parts import Report, Say, run_graphs, run_interrupts, run_soak
 
 PARTS = {"graphs": run_graphs, "interrupts": run_interrupts, "soak": run_soak}
@@ -49,11 +48,6 @@ def campaign(
 ) -> list[Report]:
     """Run each part that has a count above 0, print the table, and return what came of them."""
     reports, began = [], time.monotonic()
-    # So that memory which is held is what counts: large blocks go back to the system at once (mallopt, glibc), and
-    # Python's objects lie in the same heap, which tells `settled` what is in use. Python's own arenas would stay as
-    # large as what ComfyUI 0.33 keeps until /free: the keys of the nodes that a failed prompt did not reach, 50 kB a
-    # prompt in a graph of core nodes alone.
-    os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(2**20), "PYTHONMALLOC": "malloc"}
     if counts.get("files"):
         reports.append(run_files(folder / "files", seed, counts["files"], say))
     for name, run in PARTS.items():
@@ -96,7 +90,7 @@ def _host(stack: ExitStack, base: Path, say: Say, run_seconds: float):
         return ProcessHost(InProcessHost(base))
     say(f"Host: the ComfyUI in {comfyui}, a server driven over HTTP.")
     base = ServerHost.prepare(base / "host")
-    return ServerHost(stack.enter_context(ComfyServer(comfyui, base)), run_seconds)
+    return ServerHost(stack.enter_context(ComfyServer(comfyui, base, environment=HEAP)), run_seconds)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -22,8 +23,8 @@ from tests.hostile import child
 from tests.hostile.campaign import table
 from tests.hostile.damage import run_files
 from tests.hostile.graphs import shipped
-from tests.hostile.hosts import Outcome, ProcessHost, ServerHost, controls, reseeded
-from tests.hostile.parts import Report, _controls, run_graphs, run_interrupts, run_soak
+from tests.hostile.hosts import HEAP, Outcome, ProcessHost, ServerHost, controls, reseeded
+from tests.hostile.parts import Report, _controls, _varied, run_graphs, run_interrupts, run_soak
 
 SEED = 20
 CORPUS = Path(__file__).with_name("corpus")
@@ -38,7 +39,8 @@ def host(tmp_path_factory, request):
     if comfyui is None:
         yield ProcessHost(request.getfixturevalue("in_process_host"))
         return
-    with ComfyServer(comfyui, ServerHost.prepare(tmp_path_factory.mktemp("hostile") / "host")) as server:
+    base = ServerHost.prepare(tmp_path_factory.mktemp("hostile") / "host")
+    with ComfyServer(comfyui, base, environment=HEAP) as server:
         yield ServerHost(server)
 
 
@@ -136,7 +138,7 @@ def test_growth_of_each_kind_of_memory_is_a_fault(kind, monkeypatch, tmp_path):
 
     monkeypatch.setattr("tests.hostile.parts.controls", lambda host, until: {})
     report = run_graphs(Host(), SEED, 3, print)
-    assert report.faults == ([] if kind == "pages" else [f"{kind} grew from 1.200 to 1.300 GB"])
+    assert report.faults == [f"{kind} grew from 1.200 to 1.300 GB"]
     assert f"{kind} 1.200 GB before, 1.300 GB after" in report.notes
 
 
@@ -183,6 +185,27 @@ def test_a_part_ends_when_its_time_is_up(tmp_path):
     assert "0 of 3, then the time was up" in report.notes
     assert "not compared, for want of time: " + ", ".join(shipped(False)) in report.notes
     assert not report.counts
+
+
+@pytest.mark.parametrize("checkpoint", ["tiny", "miniature"])
+def test_the_soak_varies_the_decoder_as_comfyuis_own_model(checkpoint):
+    random = Random(3)
+    lora, large = (_varied(random, shipped(True)[name], checkpoint, "a fox") for name in ("with-lora", "larger"))
+    (strength,) = (d["inputs"]["strength_model"] for d in lora.values() if d["class_type"] == "LoraLoaderModelOnly")
+    assert (strength > 0) == (checkpoint == "miniature")
+    seeds = [d["inputs"]["seed"] for d in [*lora.values(), *large.values()] if d["class_type"] == "KSampler"]
+    assert len(seeds) == len(set(seeds)) == 3
+    assert {d["inputs"]["checkpoint"] for d in lora.values() if d["class_type"] == "LLaDAUniLoader"} == {checkpoint}
+
+
+def test_a_slot_that_the_host_never_checked_is_its_own_fault():
+    line = "self.output_link_callback(value.outputs[from_socket])"
+    for text, kind in ((line, "error of a core node"), ("self.drawn[0.5]", "FAULT")):
+        error = {"node_type": "LLaDAUniSample", "exception_type": "TypeError", "traceback": ["execute", text]}
+        run = type("Run", (), {"status": "error", "error": error})
+        server = type("Server", (), {"run": lambda self, *_, run=run, **__: run})()
+        server._process = type("Process", (), {"pid": os.getpid()})
+        assert ServerHost(server).run({}).kind == kind
 
 
 def test_a_graph_that_runs_anew_gives_the_same():
