@@ -10,6 +10,7 @@ from ...llada_core.engine import ATTENTION_KINDS, PRECISIONS, LLaDAUni
 from ...llada_core.options import WEIGHTS
 from .component_manager import HostComponentManager
 from .folders import checkpoint_fingerprint, checkpoint_path
+from .heap import trim_when_gone
 from .recent import Recent
 
 
@@ -54,6 +55,7 @@ class _SharedManagers:
         manager = self._managers.get(key)
         if manager is None:
             self._managers[key] = manager = HostComponentManager(precision, weights)
+            trim_when_gone(manager)
         return manager
 
 
