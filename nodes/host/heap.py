@@ -1,7 +1,7 @@
 """What a dropped checkpoint and its work leave free in the C library's heap goes back to the system.
 
-glibc keeps free pages between blocks in use for as long as the process lives: after thousands of prompts, and the host's
-/free, more than there is in use of the pack's own.
+glibc keeps free pages between blocks in use for as long as the process lives: a fifth of it after a thousand prompts
+and the host's /free.
 """
 
 import ctypes

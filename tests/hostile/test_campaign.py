@@ -124,7 +124,7 @@ def test_growth_of_each_kind_of_memory_is_a_fault(kind, monkeypatch, tmp_path):
         base, zimage, size = tmp_path, False, 10**9
 
         def settled(self):
-            Host.size += 10**8
+            Host.size += 2 * 10**8
             return {
                 name: Host.size if name == kind else 10**9
                 for name in ("memory", "mapped files", "card", "allocator", "pages")
@@ -138,8 +138,8 @@ def test_growth_of_each_kind_of_memory_is_a_fault(kind, monkeypatch, tmp_path):
 
     monkeypatch.setattr("tests.hostile.parts.controls", lambda host, until: {})
     report = run_graphs(Host(), SEED, 3, print)
-    assert report.faults == [f"{kind} grew from 1.200 to 1.300 GB"]
-    assert f"{kind} 1.200 GB before, 1.300 GB after" in report.notes
+    assert report.faults == [f"{kind} grew from 1.400 to 1.600 GB"]
+    assert f"{kind} 1.400 GB before, 1.600 GB after" in report.notes
 
 
 def test_of_a_card_the_servers_own_share_is_counted_where_the_driver_tells_it(monkeypatch, tmp_path):
