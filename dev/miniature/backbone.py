@@ -128,29 +128,25 @@ class BackboneStage(Stage):
         for module in backbone.modules():
             if isinstance(module, Experts):
                 module.register_forward_pre_hook(_in_autocast)
-        self._loads: dict[int, torch.Tensor] = {}
-        for index, router in enumerate(self.routers):
+        for router in self.routers:
             _in_float32(router)
-            router.register_forward_hook(lambda module, _, out, index=index: self._count(index, out[0]))
+            # A buffer, not an attribute of the stage: compiled layers share their code, and would count for each other.
+            router.register_buffer("load", torch.zeros(router.config.num_experts), persistent=False)
+            router.register_forward_hook(_count)
         self._early: torch.Tensor | None = None
         backbone.layers[_HELPED - 1].register_forward_hook(self._keep_early)
-
-    def _count(self, index: int, experts: torch.Tensor) -> None:
-        self._loads[index] = torch.zeros(self.world.sizes.backbone["num_experts"], device=experts.device).index_add_(
-            0, experts.flatten(), torch.ones(experts.numel(), device=experts.device)
-        )
 
     def _keep_early(self, module: nn.Module, _, out: tuple[torch.Tensor, torch.Tensor]) -> None:
         x, added = out  # the next layer's norm sums them
         self._early = x + added
 
-    def compile(self) -> None:
+    def compile(self, backend: str = "inductor") -> None:
         """Compile the layers, with FlexAttention in them: their hundreds of small kernels become a few dozen."""
         self.sparse = True
         layers = self.module["model"].layers
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(layers))
         for layer in layers:
-            layer.compile(dynamic=False)
+            layer.compile(backend=backend, dynamic=False)
 
     def batch(self, step: int) -> dict[str, torch.Tensor]:
         """`packing.rows_of` for examples made for this step."""
@@ -191,7 +187,7 @@ class BackboneStage(Stage):
                 "objects": (hit * shown_things).sum() / shown_things.sum().clamp(min=1),
                 "place": (place.argmax(-1) == batch["places"][body]).float().mean(),
                 "picture": (picture.argmax(-1) == batch["pictures"][body]).float().mean(),
-                "busiest": torch.stack([load.max() / load.mean() for load in self._loads.values()]).max(),
+                "busiest": torch.stack([router.load.max() / router.load.mean() for router in self.routers]).max(),
             }
         return error + _HELP * help_, {"error": error, **shown}
 
@@ -203,9 +199,16 @@ class BackboneStage(Stage):
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         """Even out the experts: a bias rises where an expert has less than its share, and falls where it has more."""
-        for index, router in enumerate(self.routers):
-            load = self._loads[index]
-            router.expert_bias += _BIAS_RATE * (load.mean() - load).sign()
+        for router in self.routers:
+            router.expert_bias += _BIAS_RATE * (router.load.mean() - router.load).sign()
+
+
+@torch.no_grad()
+def _count(router: Router, _, out: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """How many of the tokens chose each expert."""
+    experts = out[0].flatten()
+    ones = torch.ones_like(experts, dtype=router.load.dtype)
+    router.load.copy_(torch.zeros_like(router.load).index_add_(0, experts, ones))
 
 
 def _in_autocast(module: nn.Module, given: tuple) -> tuple:

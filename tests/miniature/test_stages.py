@@ -32,8 +32,9 @@ from dev.miniature.sizes import BLOCK
 from dev.miniature.stage import Budget, make_optimizer, run, take_step
 from dev.miniature.train import STAGES
 from dev.miniature.worlds import WORLDS
-from llada_core.backbone import attention_kernels
+from llada_core.backbone import attention_kernels, experts
 from llada_core.options import Guidance, Sampling
+from llada_core.quantization import grouped
 from llada_core.sampling import block_diffusion
 from llada_core.sampling.batch import Sample
 from llada_core.vision.preprocess import Normalisation, PixelBudgets, prepare
@@ -323,6 +324,37 @@ def test_skipping_empty_squares_computes_the_same(words):
         sparse = sparsely_visible(batch)(q, k, v, None)
     bias = attention_kernels.bias(visible(batch), 256, 2, q.dtype)
     torch.testing.assert_close(sparse, attention_kernels.sdpa(q, k, v, bias), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_compiled_layers_count_their_own_experts(world, stage, monkeypatch):
+    """What evens the experts out; compiled layers share code, and once each counted for another."""
+    for module in (grouped, experts):
+        monkeypatch.setattr(module, "can_group", lambda bank, dtype: True)
+    monkeypatch.setattr(packing, "_squares", lambda: create_block_mask)
+    made = stage("backbone")
+    batch = made.batch(1)
+
+    def loads() -> list[torch.Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            made.loss(batch, torch.Generator().manual_seed(0))
+        return [router.load.clone() for router in made.routers]
+
+    before = loads()
+    made.compile(backend="aot_eager")
+    for _ in range(2):
+        for own, plain in zip(loads(), before, strict=True):
+            assert own.sum() == plain.sum() == batch["ids"].numel() * made.routers[0].config.num_experts_per_tok
+            assert (own - plain).abs().sum() <= 0.02 * plain.sum()  # rounding moves a few
+    assert any(not torch.equal(one, before[0]) for one in before[1:])
+
+
+def test_biases_bring_idle_experts_back(stage):
+    made = stage("backbone")
+    router = made.routers[0]
+    router.load.copy_(torch.arange(len(router.load)))
+    made.after_step(1)
+    assert router.expert_bias[0] > 0 > router.expert_bias[-1]
 
 
 @pytest.mark.parametrize("pad", [0, 5])
