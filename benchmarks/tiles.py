@@ -44,7 +44,8 @@ def tiles_of(form: Format, kind: str, tokens: int) -> list[Tile]:
         shapes = itertools.product(rows, (False,), (16, 32, 64), (128, 256) if wide else (128,), (1,), (2, 4), (4,))
     elif tokens <= 256:
         columns, steps = ((128, 256), (1,)) if wide else ((128,), (1, 2, 4))
-        shapes = itertools.product((16,), (False,), (32, 64, 128), columns, steps, (2, 4, 8), (2, 3))
+        rest = (32, 64, 128), columns, steps, (2, 4, 8), (2, 3)
+        shapes = itertools.chain(*(itertools.product((rows,), (rows < 16,), *rest) for rows in (8, 16)))
     else:
         columns, steps = ((64, 128), (1,)) if wide else ((128,), (1, 2))
         shapes = itertools.product((32, 64), (False, True), (64, 128), columns, steps, (4, 8), (2, 3))

@@ -8,6 +8,9 @@ from .formats import Dense, Format, FP8Block, Int4, Int8, Stored
 from .start import start
 from .tiles import Tile, choose_tile, fit
 
+# Before 3.4 Triton multiplied no fewer rows than 16.
+LEAST_ROWS = 8 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 4) else 16
+
 
 def can_take(form: Format, x: torch.Tensor) -> bool:
     """Whether the kernel computes with these: numbers of 16 bits, and an even number of columns for 4 bits.
@@ -58,7 +61,7 @@ def product(
     pairs = len(x) if gather is None else len(gather)
     halves = gated and up is None
     features = features // 2 if halves else features
-    tile = tile or choose_tile(form, gated, pairs, experts, width, capability(x.device))
+    tile = tile or choose_tile(form, gated, pairs, experts, width, capability(x.device), LEAST_ROWS)
     tile = fit(tile, form, width)
     first = _pointers(form, stored)
     second = _second_half(form, first, features) if halves else _pointers(form, up) if up else first
