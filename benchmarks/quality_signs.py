@@ -241,6 +241,7 @@ def measurements(q: Quality) -> dict[str, Callable[[], Tally]]:
         "edit, SPRINT, whole pictures": lambda: q.edits(sprint=WHOLE),
         "edit, no guidance": lambda: q.edits(guidance=Guidance(text=0.0)),
         "edit, guidance 2": lambda: q.edits(guidance=Guidance(text=2.0)),
+        "edit, guidance 2, SPRINT": lambda: q.edits(guidance=Guidance(text=2.0), sprint=PAPERS),
         "edit, image guidance": lambda: q.edits(guidance=Guidance(text=4.0, image=1.5)),
         "edit, in a mask": lambda: q.edits(masked=True),
         "edit, other words": lambda: q.edits("wording"),
