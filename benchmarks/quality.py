@@ -16,6 +16,7 @@ only the first 50 pictures, and compares turbo with it on the same ones.
 """
 
 import argparse
+import json
 import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -33,6 +34,7 @@ from llada_core.image_tokens import ImageTokens, join
 from llada_core.options import Decoding, Guidance, Sampling, Sprint
 
 from . import quality_signs
+from .quality_table import row, score, table
 from .rounded import WEIGHTS, opened
 from .support import add_json, show
 from .tally import Tally
@@ -208,9 +210,16 @@ def sides(options: argparse.Namespace) -> dict[str, Callable[[], Tally]]:
     normal = options.count if options.normal is None else options.normal
     if options.world == "signs":
         return quality_signs.measurements(
-            quality_signs.Quality(model, options.count, normal, options.seed, options.side)
+            quality_signs.Quality(model, options.count, normal, options.seed, options.side, options.share)
         )
     return measurements(Quality(model, options.count, normal, options.seed))
+
+
+def _share(text: str) -> tuple[int, int]:
+    which, count = map(int, text.split("/"))
+    if not 0 <= which < count:
+        raise argparse.ArgumentTypeError(f"{text}: expected I/N, I from 0 to N - 1")
+    return which, count
 
 
 def main() -> None:
@@ -221,6 +230,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=300, help="prompts a task (stories: a fifth)")
     parser.add_argument("--normal", type=int, help="pictures for the normal decoder; all by default")
     parser.add_argument("--side", type=int, default=16, help="prompts that are sampled side by side (signs)")
+    parser.add_argument(
+        "--share", type=_share, default=(0, 1), metavar="I/N", help="every N-th prompt from the I-th, from 0 (signs)"
+    )
+    parser.add_argument("--raw", type=Path, metavar="FILE", help="write all judgements there, for quality_table")
     parser.add_argument("--seed", type=int, default=0, help="of the prompts")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--float32", action="store_true", help="compute so, where bf16 is slow: on many CPUs")
@@ -231,24 +244,24 @@ def main() -> None:
     options = parser.parse_args()
     figures: dict[str, object] = {}
     form = "" if options.weights == "as stored" else f", weights {options.weights}"
-    lines = [f"{options.count} held-out prompts a task{form}; per cent right, by pixels and texts.", ""]
-    lines += ["| | right | rounds | tokens/s | by part |", "|---|---|---|---|---|"]
+    said = f"{options.count} held-out prompts a task{form}; per cent right, by pixels and texts."
+    lines, raw = [], {}
     for name, measure in sides(options).items():
         if not name.startswith(tuple(options.only)):
             continue
         tally = measure()
-        found = tally.figures()
-        figures |= {f"{name}: {key}": value for key, value in found.items()}
-        head = next(key for key in ("all right", "right", "pictures", "turbo") if key in found)
-        low, high = tally.interval(head)
+        if not tally.right:  # a share of few prompts may have none of a row's
+            continue
+        head, _, (low, high) = score(tally)
+        figures |= {f"{name}: {key}": value for key, value in tally.figures().items()}
         figures[f"{name}: {head}, 95 %"] = f"{low:.1f} to {high:.1f}"
-        parts = ", ".join(f"{k} {v:.0f}" for k, v in found.items() if k not in (head, "rounds", "tokens/s"))
-        speed = [f"{found[key]:.1f}" if key in found else "" for key in ("rounds", "tokens/s")]
-        between = f"{low:.0f} to {high:.0f} in 95 %"
-        lines.append(f"| {name} | {found[head]:.1f} | {speed[0]} | {speed[1]} | {between}; {parts} |")
+        lines.append(row(name, tally))
         print(lines[-1], flush=True)
+        raw[name + form] = tally.raw()
         if options.markdown:
-            options.markdown.write_text("\n".join(lines) + "\n")
+            options.markdown.write_text(table(said, lines))
+        if options.raw:
+            options.raw.write_text(json.dumps(raw))
     show(f"The miniature on {options.count} held-out prompts a task{form}", figures, options.json)
 
 

@@ -2,6 +2,10 @@
 
 Prompts are sampled side by side. Held out are contents; rows of their own have combinations and wordings that training
 never had, prompts written by hand, and prompts that need a plan, with and without thinking.
+
+Decoding, one picture after the other, is most of the time. A picture follows from its tokens, and most rows draw the
+same tokens for the same prompt, so what a picture shows is kept by its tokens: one process that measures many rows on a
+share of the prompts decodes a fraction of what a process a row would.
 """
 
 import random
@@ -38,15 +42,34 @@ class Quality:
         normal: pictures that the normal decoder decodes too.
         seed: of the examples.
         side: prompts that are sampled side by side.
+        share: (i, n): of all examples the i-th, the i + n-th and so on, so that n processes measure all.
     """
 
-    def __init__(self, model: LLaDAUni | None, count: int, normal: int, seed: int = 0, side: int = 16):
-        self.model, self.count, self.normal, self.seed, self.side = model, count, normal, seed, side
+    def __init__(
+        self,
+        model: LLaDAUni | None,
+        count: int,
+        normal: int,
+        seed: int = 0,
+        side: int = 16,
+        share: tuple[int, int] = (0, 1),
+    ):
+        self.model, self.count, self.seed, self.side, self.share = model, count, seed, side, share
+        self.normal = len(self.shared(range(normal)))
+        self._reports: dict[tuple, Report] = {}
+        self._codes: dict[Scene, torch.Tensor] = {}
 
-    def examples(self, task: str, split: str = "held-out", kinds: Sequence[str | None] = (None,)) -> list[Example]:
-        """Examples of a task, always the same ones; kinds take turns."""
+    def shared(self, made: Sequence) -> Sequence:
+        """Those of all that are this share's."""
+        return made[self.share[0] :: self.share[1]]
+
+    def examples(
+        self, task: str, split: str = "held-out", kinds: Sequence[str | None] = (None,), count: int | None = None
+    ) -> list[Example]:
+        """This share's examples of a task, always the same ones; kinds take turns."""
         rng = random.Random(f"{task} {split} {self.seed}")
-        return [example(rng, split, task, kinds[i % len(kinds)]) for i in range(self.count)]
+        made = [example(rng, split, task, kinds[i % len(kinds)]) for i in range(count or self.count)]
+        return list(self.shared(made))
 
     def parts(self, made: Iterable[Example]) -> Iterable[list[Example]]:
         """As many at a time as are sampled side by side."""
@@ -59,6 +82,20 @@ class Quality:
         (image,) = self.model.decode(tokens, Decoding(turbo=turbo))
         return image
 
+    def report(self, tokens: ImageTokens, turbo: bool = True) -> Report:
+        """What the decoded tokens of one picture show."""
+        (grid,) = tokens.grids
+        key = turbo, tuple(grid.shape), grid.to(torch.int64).numpy().tobytes()
+        if key not in self._reports:
+            self._reports[key] = look(self.picture(tokens, turbo).numpy())
+        return self._reports[key]
+
+    def true_codes(self, scene: Scene) -> torch.Tensor:
+        """The codes int64 [h, w] of a scene's true picture."""
+        if scene not in self._codes:
+            (self._codes[scene],) = self.encode([scene], "understand", halved=True).grids
+        return self._codes[scene]
+
     def encode(self, scenes: Iterable[Scene], purpose: str, halved: bool = False) -> ImageTokens:
         """Pictures of scenes as tokens, one by one: they may differ in size. `halved`: also those only drawn."""
         pixels = [torch.from_numpy(painted(scene))[None] / 255 for scene in scenes]
@@ -70,13 +107,13 @@ class Quality:
         tally = Tally()
         for index, made in enumerate(self.examples("draw")):
             scene = made.scenes[-1]
-            tokens = self.encode([scene], "understand", halved=True)
-            report = look(self.picture(tokens).numpy())
+            tokens = ImageTokens((self.true_codes(scene),), self.model.codebook_size)
+            report = self.report(tokens)
             tally.add("turbo", report.shows(scene))
             if scene.sign:
                 tally.add("words", report.scene.sign == scene.sign)
             if index < self.normal:
-                tally.add("normal", look(self.picture(tokens, turbo=False).numpy()).shows(scene))
+                tally.add("normal", self.report(tokens, turbo=False).shows(scene))
         return tally
 
     def draw(self, made: list[Example], thinking: bool = False, both: bool = False, **options: Any) -> Tally:
@@ -91,16 +128,15 @@ class Quality:
                 usages += [one.usage for one in drawn]
             for one, found in zip(part, drawn, strict=True):
                 scene = one.scenes[-1]
-                report = look(self.picture(found.tokens).numpy())
+                report = self.report(found.tokens)
                 judge(tally, scene, report)
-                true = self.encode([scene], "understand", halved=True)
-                tally.add("tokens", (found.tokens.grids[0] == true.grids[0]).float().mean())
+                tally.add("tokens", (found.tokens.grids[0] == self.true_codes(scene)).float().mean())
                 if one.kind:
                     tally.add(one.kind, report.shows(scene))
                 if thinking:
                     tally.add("plan right", plans.read_thought(found.thinking, scene.grid) == scene)
                 if both and index < self.normal:
-                    slow = look(self.picture(found.tokens, turbo=False).numpy())
+                    slow = self.report(found.tokens, turbo=False)
                     tally.add("turbo, of both", report.shows(scene))
                     tally.add("normal, of both", slow.shows(scene))
                 index += 1
@@ -138,7 +174,7 @@ class Quality:
                 usages += [one.usage for one in drawn]
             for one, found in zip(part, drawn, strict=True):
                 before, after = one.references[0], one.scenes[-1]
-                report = look(self.picture(found.tokens).numpy())
+                report = self.report(found.tokens)
                 tally.add("right", report.shows(after))
                 tally.add("rest kept", preserved(before, report, changed_places(before, after)))
                 tally.add(one.kind, report.shows(after))
@@ -147,7 +183,7 @@ class Quality:
     def stories(self, **options: Any) -> Tally:
         """Stories of two to four pictures: every picture and every text."""
         tally = Tally()
-        for made in self.examples("story", "train")[: max(1, self.count // 5)]:
+        for made in self.examples("story", "train", count=max(1, self.count // 5)):
             with tally.sampling() as usages:
                 told = self.model.interleave(made.instruction, 5, sampling=SHORT, **options)
                 usages.append(told.usage)
@@ -158,7 +194,7 @@ class Quality:
             for index, scene in enumerate(wanted):
                 drawn = index < len(grids) and ImageTokens((grids[index],), self.model.codebook_size)
                 fits = bool(drawn) and tuple(grids[index].shape) == scene.grid
-                tally.add("pictures", fits and look(self.picture(drawn).numpy()).shows(scene))
+                tally.add("pictures", fits and self.report(drawn).shows(scene))
         return tally
 
 
@@ -229,7 +265,7 @@ def measurements(q: Quality) -> dict[str, Callable[[], Tally]]:
         "draw, thinking": lambda: q.draw(drawn(), thinking=True),
         "draw, combinations": lambda: q.draw(drawn("combination")),
         "draw, other words": lambda: q.draw(drawn("wording")),
-        "draw, by hand": lambda: q.draw(handwritten.examples()[: q.count]),
+        "draw, by hand": lambda: q.draw(list(q.shared(handwritten.examples()[: q.count]))),
         "plans, plain": lambda: q.draw(planned()),
         "plans, thinking": lambda: q.draw(planned(), thinking=True),
         "plans, thinking, SPRINT": lambda: q.draw(planned(), thinking=True, sprint=PAPERS),

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import astuple
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +41,17 @@ class Tally:
             shares["rounds"] = total.rounds / len(self.usages)
             shares["tokens/s"] = total.tokens / max(self.seconds or total.seconds, 1e-9)
         return shares
+
+    def raw(self) -> dict[str, Any]:
+        """All of it, as JSON can hold it."""
+        return {"right": self.right, "usages": [astuple(one) for one in self.usages], "seconds": self.seconds}
+
+    def add_raw(self, raw: dict[str, Any]) -> None:
+        """Take in what `raw` of another gave."""
+        for name, values in raw["right"].items():
+            self.right.setdefault(name, []).extend(values)
+        self.usages += [Usage(*one) for one in raw["usages"]]
+        self.seconds += raw["seconds"]
 
     def interval(self, name: str, seed: int = 0) -> tuple[float, float]:
         """The middle 95 % of a name's share in per cent, by bootstrap over its judgements."""

@@ -1,5 +1,6 @@
 """The benchmark judges what it says it judges."""
 
+import json
 import random
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import quality_signs
+from benchmarks import quality_signs, quality_table
 from benchmarks.quality import Quality, examples, judge, measurements
 from benchmarks.rounded import opened, rounded
 from benchmarks.tally import Tally
@@ -17,6 +18,7 @@ from dev.miniature.signs.checker import look as signs_look
 from dev.miniature.signs.drawing import painted
 from dev.miniature.world import Scene, Thing, held_out, render, sample_scene
 from llada_core.engine import LLaDAUni
+from llada_core.image_tokens import ImageTokens
 from llada_core.sampling.pipeline import Usage
 
 SCENE = Scene((Thing("circle", "red", "large", "left"), Thing("star", "blue", "small", "right")), "yellow")
@@ -145,3 +147,55 @@ def test_prompts_of_the_harder_world_are_of_their_split():
     assert all(signs.held_out(one.scenes[-1]) for one in q.examples("draw"))
     assert all(signs.held_apart(one.scenes[-1]) for one in q.examples("draw", "combination"))
     assert [len(part) for part in quality_signs.Quality(None, 12, 0, side=5).parts(q.examples("draw"))] == [5, 5, 2]
+
+
+def test_shares_of_the_prompts_are_all_of_them_and_each_once():
+    every = quality_signs.Quality(None, 10, 7)
+    shares = [quality_signs.Quality(None, 10, 7, share=(i, 3)) for i in range(3)]
+    for task in ("draw", "story"):
+        assert sorted(map(repr, (one for q in shares for one in q.examples(task)))) == sorted(
+            map(repr, every.examples(task))
+        )
+    assert [q.examples("draw")[0] for q in shares] == every.examples("draw")[:3]
+    assert [q.normal for q in shares] == [3, 2, 2]  # of the first seven, which each share begins with
+    assert len(shares[1].shared(range(5))) == 2
+
+
+def test_what_shares_judged_makes_one_row(tmp_path):
+    tallies = [Tally(), Tally()]
+    for tally, rights in zip(tallies, ((True, False), (True,)), strict=True):
+        for right in rights:
+            tally.add("right", right)
+            tally.usages.append(Usage(10, 4, 1.0))
+        tally.add("words", False)
+        tally.seconds = 2.0
+    files = [tmp_path / f"{i}.json" for i in range(2)]
+    for file, tally in zip(files, tallies, strict=True):
+        file.write_text(json.dumps({"edit, plain": tally.raw()}))
+    ((name, whole),) = quality_table.merged(files)
+    assert whole.right == {"right": [1, 0, 1], "words": [0, 0]}
+    assert whole.figures()["rounds"] == 4
+    assert whole.figures()["tokens/s"] == pytest.approx(30 / 4)
+    line = quality_table.row(name, whole)
+    assert line.startswith("| edit, plain | 66.7 | 4.0 | 7.5 | ")
+    assert quality_table.table("Said.", [line]).splitlines()[0::4] == ["Said.", line]
+
+
+def test_the_same_tokens_are_decoded_once_and_judged_alike():
+    scenes = [signs.Scene((signs.Thing("star", colour),)) for colour in ("red", "blue")]
+    decoded = []
+
+    class Model:
+        """Draws a scene by its only code."""
+
+        def decode(self, tokens, decoding):
+            (grid,) = tokens.grids
+            decoded.append((int(grid[0, 0]), decoding.turbo))
+            return [torch.from_numpy(painted(scenes[int(grid[0, 0])]).copy()) / 255]
+
+    q = quality_signs.Quality(Model(), 0, 0)
+    tokens = [ImageTokens((torch.full((16, 16), code),), 2) for code in (0, 1)]
+    found = [q.report(tokens[code], turbo) for code, turbo in ((0, True), (1, True), (0, True), (0, False), (1, True))]
+    assert [one.scene for one in found] == [scenes[0], scenes[1], scenes[0], scenes[0], scenes[1]]
+    assert all(one.clean for one in found)
+    assert decoded == [(0, True), (1, True), (0, False)]
