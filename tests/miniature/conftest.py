@@ -21,6 +21,15 @@ SCHEDULES = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Several add the gradients of an embedding up in an order of their own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session", params=WORLDS)
 def world(request) -> World:
     """Every world."""
