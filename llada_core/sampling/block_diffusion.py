@@ -165,10 +165,11 @@ def run_round(runner: CachedRunner, batch: Batch, config: GenerationConfig, anew
         unmasker.fillable.copy_(batch.fillable(shown) & torch.tensor(busy, device=batch.ids.device)[:, None])
     least = [max(quota(track.step, config.steps, batch.block_length), 1) for track in batch.tracks]
     left_over = [max(config.steps - track.step, 1) for track in batch.tracks]
-    # So few numbers are taken over at once, and need not wait until the GPU has read them.
-    unmasker.schedule.copy_(torch.tensor([least, left_over]), non_blocking=True)
+    # CUDA has copied what lies in pageable memory before it returns; it need not wait until the GPU has it as well.
+    on_cuda = unmasker.schedule.is_cuda
+    unmasker.schedule.copy_(torch.tensor([least, left_over]), non_blocking=on_cuda)
     if config.sampling.temperature > 0:
-        unmasker.uniform.copy_(draws(batch, busy), non_blocking=True)
+        unmasker.uniform.copy_(draws(batch, busy), non_blocking=on_cuda)
     runner.block(batch.rows, each_row(starts, branches), each_row(shown, branches))
     batch.write(shown, unmasker.ids)
     for track, draws_now, (*ids, finite) in zip(batch.tracks, busy, unmasker.report.tolist(), strict=True):
