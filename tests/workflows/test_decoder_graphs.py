@@ -9,7 +9,7 @@ from PIL import Image
 
 from dev.hosts.base_folder import GRAPHS
 from dev.hosts.results import of_server
-from dev.hosts.scenes import FIRST, MASK, for_miniature
+from dev.hosts.scenes import FIRST, MASK, PROMPTS, for_miniature
 from dev.miniature.world import render
 
 NOTHING = 1  # level of 255: what rounding to 8 bits may make of float32
@@ -110,8 +110,13 @@ def test_a_lora_changes_the_picture_by_its_strength(drawn):
 
 def test_the_larger_picture_lies_where_the_first_did(drawn):
     """Twice the size, and every place beside its own tokens: reduced it is the picture of the trained size."""
+
+    def same_scene(graph: dict) -> None:
+        for node in nodes(graph, "LLaDAUniSample"):
+            node["inputs"]["prompt"] = PROMPTS["larger"]
+
     (large,) = drawn("larger")
-    (small, _) = drawn("decoder-with-ksampler")
+    (small, _) = drawn("decoder-with-ksampler", same_scene)
     assert large.shape == (2 * small.shape[0], 2 * small.shape[1], 3)
     reduced = large.reshape(small.shape[0], 2, small.shape[1], 2, 3).mean((1, 3))
     assert np.abs(reduced - small).mean() < 2
