@@ -242,6 +242,8 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there, as the card shows it")
     add_json(parser)
     options = parser.parse_args()
+    if options.share != (0, 1) and options.world != "signs":
+        parser.error(f"--share: found with --world {options.world}, expected signs; measure all prompts in one process")
     figures: dict[str, object] = {}
     form = "" if options.weights == "as stored" else f", weights {options.weights}"
     said = f"{options.count} held-out prompts a task{form}; per cent right, by pixels and texts."

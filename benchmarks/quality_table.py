@@ -29,11 +29,12 @@ def score(tally: Tally) -> tuple[str, float, tuple[float, float]]:
 
 
 def row(name: str, tally: Tally) -> str:
-    """A row's line."""
+    """A row's line. It says of how many judgements, so that a process whose file is missing is missed."""
     found, (head, share, (low, high)) = tally.figures(), score(tally)
     parts = ", ".join(f"{k} {v:.0f}" for k, v in found.items() if k not in (head, "rounds", "tokens/s"))
     speed = [f"{found[key]:.1f}" if key in found else "" for key in ("rounds", "tokens/s")]
-    return f"| {name} | {share:.1f} | {speed[0]} | {speed[1]} | {low:.0f} to {high:.0f} in 95 %; {parts} |"
+    between = f"{low:.0f} to {high:.0f} in 95 %, of {len(tally.right[head])}"
+    return f"| {name} | {share:.1f} | {speed[0]} | {speed[1]} | {between}; {parts} |"
 
 
 def table(said: str, lines: Iterable[str]) -> str:

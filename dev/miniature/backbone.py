@@ -130,7 +130,7 @@ class BackboneStage(Stage):
                 module.register_forward_pre_hook(_in_autocast)
         for router in self.routers:
             _in_float32(router)
-            # A buffer, not an attribute of the stage: compiled layers share their code, and would count for each other.
+            # A buffer of the router's: compiled layers share their code, and may count for each other on the stage.
             router.register_buffer("load", torch.zeros(router.config.num_experts), persistent=False)
             router.register_forward_hook(_count)
         self._early: torch.Tensor | None = None

@@ -16,7 +16,7 @@ class Schedule:
         batch: examples a step (the VAE: crops of 128 x 128 pixels).
         rate: AdamW's learning rate at its height.
         share: of the minutes of the whole run that this stage may take.
-        pool: pictures or examples prepared beforehand; stages with as many share them.
+        pool: pictures prepared beforehand; stages with as many share them. The backbone has none.
     """
 
     steps: int
@@ -165,14 +165,14 @@ _SCHEDULES = {
         "vision": Schedule(3_000, 48, 1e-3, 0.07, 6_000),
         "decoder": Schedule(60_000, 6, 1e-3, 0.28, 3_000),
         "turbo": Schedule(10_000, 6, 3e-4, 0.06, 3_000),
-        "backbone": Schedule(60_000, 12, 1.5e-3, 0.47, 20_000),
+        "backbone": Schedule(60_000, 12, 1.5e-3, 0.47),
     },
     "cuda": {
         "vae": Schedule(8_000, 48, 1.5e-3, 0.12, 8_000),
         "vision": Schedule(4_000, 256, 1e-3, 0.07, 20_000),
         "decoder": Schedule(24_000, 96, 1e-3, 0.30, 20_000),
         "turbo": Schedule(5_000, 96, 3e-4, 0.07, 20_000),
-        "backbone": Schedule(24_000, 384, 1.5e-3, 0.44, 150_000),
+        "backbone": Schedule(24_000, 384, 1.5e-3, 0.44),
     },
 }
 

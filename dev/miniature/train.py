@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--workers", type=int, help="processes that prepare data; by default 0 on a CPU, 12 on a GPU")
     parser.add_argument("--steps", type=int, help="at most so many steps a stage (a trial)")
-    parser.add_argument("--pool", type=int, help="at most so many prepared examples a stage (a trial)")
+    parser.add_argument("--pool", type=int, help="at most so many prepared pictures a stage (a trial)")
     options = parser.parse_args(arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # batches are prepared in forked processes
     device = torch.device(options.device)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import quality_signs, quality_table
+from benchmarks import quality, quality_signs, quality_table
 from benchmarks.quality import Quality, examples, judge, measurements
 from benchmarks.rounded import opened, rounded
 from benchmarks.tally import Tally
@@ -161,6 +161,13 @@ def test_shares_of_the_prompts_are_all_of_them_and_each_once():
     assert len(shares[1].shared(range(5))) == 2
 
 
+def test_a_share_is_refused_where_there_are_none(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["quality", "nowhere", "--share", "1/4"])
+    with pytest.raises(SystemExit):
+        quality.main()
+    assert "--share: found with --world shapes, expected signs" in capsys.readouterr().err
+
+
 def test_what_shares_judged_makes_one_row(tmp_path):
     tallies = [Tally(), Tally()]
     for tally, rights in zip(tallies, ((True, False), (True,)), strict=True):
@@ -178,6 +185,7 @@ def test_what_shares_judged_makes_one_row(tmp_path):
     assert whole.figures()["tokens/s"] == pytest.approx(30 / 4)
     line = quality_table.row(name, whole)
     assert line.startswith("| edit, plain | 66.7 | 4.0 | 7.5 | ")
+    assert "in 95 %, of 3; words 0" in line
     assert quality_table.table("Said.", [line]).splitlines()[0::4] == ["Said.", line]
 
 

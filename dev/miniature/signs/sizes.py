@@ -61,14 +61,14 @@ SIGNS = Sizes(
             "vision": Schedule(4_000, 24, 1e-3, 0.1, 4_000),
             "decoder": Schedule(60_000, 2, 1e-3, 0.3, 1_000),
             "turbo": Schedule(10_000, 2, 3e-4, 0.06, 1_000),
-            "backbone": Schedule(60_000, 6, 1.5e-3, 0.46, 10_000),
+            "backbone": Schedule(60_000, 6, 1.5e-3, 0.46),
         },
         "cuda": {
             "vae": Schedule(6_000, 48, 1.5e-3, 0.07, 6_000),
             "vision": Schedule(12_000, 128, 1e-3, 0.1, 24_000),
             "decoder": Schedule(30_000, 32, 1e-3, 0.30, 6_000),
             "turbo": Schedule(6_000, 32, 3e-4, 0.07, 6_000),
-            "backbone": Schedule(60_000, 96, 1.5e-3, 0.46, 100_000),
+            "backbone": Schedule(60_000, 96, 1.5e-3, 0.46),
         },
     },
 )
